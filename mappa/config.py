@@ -1,0 +1,253 @@
+"""One strict configuration: msgspec structs read from TOML, with dotted overrides from the command line.
+
+    config = load_config("configs/quickstart.toml", ["learn.lr=2e-4", "seed=1"])
+
+An unknown key, a wrong type or a value out of range is a ConfigError with the path to the key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct
+
+from mappa.errors import ConfigError
+
+
+def _doc(text: str, **bounds: float) -> Meta:
+    return Meta(description=text, **bounds)  # type: ignore[arg-type]
+
+
+class TasksConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the tasks come from."""
+
+    source: Annotated[
+        str, _doc("'quickstart' (real tables from a package) or a folder that holds train/ and heldout/ task folders")
+    ] = "quickstart"
+
+
+class SandboxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where model-written code runs, and how much it may use."""
+
+    timeout: Annotated[float, _doc("seconds of wall time one execution may take", gt=0)] = 20.0
+    memory_mb: Annotated[int, _doc("address space of one process, MiB", ge=256)] = 4096
+    file_mb: Annotated[int, _doc("largest file that may be written, MiB", ge=1)] = 64
+    workspace_mb: Annotated[int, _doc("all files of one workspace together, MiB", ge=1)] = 256
+    processes: Annotated[int, _doc("processes and threads one execution may have", ge=1)] = 64
+    output_kb: Annotated[int, _doc("stdout and stderr kept of one execution, KiB each", ge=1)] = 16
+    parallel: Annotated[int, _doc("executions at the same time; 0 = one per core", ge=0)] = 0
+    preload: Annotated[
+        tuple[str, ...], _doc("modules imported once, before any execution, so that importing them later is free")
+    ] = ("numpy", "pandas", "sklearn.ensemble", "sklearn.linear_model", "sklearn.model_selection", "sklearn.pipeline")
+    unsafe: Annotated[
+        bool, _doc("run model-written code WITHOUT isolation; recorded in the run. Only for code you would run yourself")
+    ] = False
+
+
+class CoachConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who scores actions."""
+
+    kind: Annotated[Literal["rubric"], _doc("'rubric': computed from the evidence alone, no network")] = "rubric"
+
+
+class SamplerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who generates, and how."""
+
+    kind: Annotated[Literal["local"], _doc("'local': in this process")] = "local"
+    temperature: Annotated[float, _doc("temperature of training rollouts", gt=0)] = 0.6
+    max_rows: Annotated[int, _doc("sequences decoded together", ge=1)] = 48
+    max_context: Annotated[int, _doc("longest prompt plus output, tokens", ge=16)] = 2048
+
+
+class RolloutConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The episodes of one step."""
+
+    episodes: Annotated[int, _doc("episodes per step", ge=1)] = 18
+    samples_per_task: Annotated[int, _doc("episodes of one task within a step", ge=1)] = 1
+    repair_upstream: Annotated[
+        bool,
+        _doc("when a role fails, let the next one work from reference artefacts, so that it is judged on its own merit"),
+    ] = True
+    deadline: Annotated[float, _doc("seconds an episode may take before it is counted as lost", gt=0)] = 600.0
+
+
+class LearnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The update: adapters, optimiser, objective, DeepSpeed."""
+
+    model: Annotated[str, _doc("base model; the run's own `model` unless the learner is embedded elsewhere")] = ""
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], _doc("of the frozen base; auto: as the run's `dtype`")] = (
+        "auto"
+    )
+    roles: Annotated[tuple[str, ...], _doc("roles, each with an adapter of its own; the system's, unless embedded")] = ()
+    seed: Annotated[int, _doc("seed of the adapters' initial weights; the run's own unless embedded", ge=0)] = 0
+    rank: Annotated[int, _doc("rank of every adapter", ge=1, le=256)] = 16
+    alpha: Annotated[float, _doc("LoRA scale is alpha / rank", gt=0)] = 32.0
+    targets: Annotated[tuple[str, ...], _doc("names of the linear layers that get an adapter")] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+    first_layer: Annotated[
+        int, _doc("lowest decoder layer with adapters: the layers below are shared with the reference model", ge=0)
+    ] = 0
+    lr: Annotated[float, _doc("peak learning rate", gt=0)] = 2e-4
+    lr_final: Annotated[float, _doc("learning rate at the last step, as a share of the peak", ge=0, le=1)] = 0.1
+    warmup: Annotated[int, _doc("steps of linear warm-up", ge=0)] = 0
+    betas: Annotated[tuple[float, float], _doc("AdamW betas")] = (0.9, 0.95)
+    weight_decay: Annotated[float, _doc("AdamW weight decay", ge=0)] = 0.0
+    clip_norm: Annotated[float, _doc("gradient norm limit of each role on its own; 0 = none", ge=0)] = 1.0
+    beta: Annotated[float, _doc("weight of the per-token KL to the base in the reward", ge=0)] = 0.01
+    clip: Annotated[float, _doc("PPO clip range of the ratio to the sampler's policy", gt=0)] = 0.2
+    whiten: Annotated[bool, _doc("normalise advantages: mean 0, standard deviation 1 within each group")] = True
+    group_by: Annotated[
+        Literal["role", "role-kind", "all"], _doc("the groups advantages are normalised within")
+    ] = "role"
+    tokens_per_micro_batch: Annotated[
+        int, _doc("packed tokens per forward and backward pass on one rank, prefixes counted once", ge=64)
+    ] = 2048
+    zero_stage: Annotated[Literal[0, 1, 2], _doc("DeepSpeed ZeRO stage")] = 2
+
+
+class EvaluateConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the team is measured on the held-out tasks, before and after."""
+
+    samples: Annotated[int, _doc("sampled episodes per task", ge=0)] = 8
+    greedy: Annotated[bool, _doc("also one greedy episode per task")] = True
+    temperature: Annotated[float, _doc("temperature of the sampled episodes", gt=0)] = 0.6
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One training run."""
+
+    name: Annotated[str, _doc("name of the run's folder under `runs`", min_length=1)]
+    model: Annotated[
+        str, _doc("base model: a local folder, a hub name, or 'smollm2-135m-instruct' (from a package, no hub needed)")
+    ] = "smollm2-135m-instruct"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        _doc("of the frozen base; auto: bfloat16 where the machine multiplies it natively, else float32"),
+    ] = "auto"
+    system: Annotated[str, _doc("the team: 'module:name'")] = "mappa.systems.datascience:DataScienceTeam"
+    runs: Annotated[str, _doc("folder that holds the run folders")] = "runs"
+    seed: Annotated[int, _doc("everything random derives from it", ge=0)] = 0
+    steps: Annotated[int, _doc("updates", ge=1)] = 10
+    save_every: Annotated[int, _doc("steps between checkpoints", ge=1)] = 1
+    keep: Annotated[int, _doc("checkpoints kept", ge=1)] = 2
+    threads: Annotated[int, _doc("CPU threads of one rank; 0 = cores divided by ranks", ge=0)] = 0
+    tasks: Annotated[TasksConfig, _doc("where the tasks come from")] = TasksConfig()
+    sandbox: Annotated[SandboxConfig, _doc("where model-written code runs")] = SandboxConfig()
+    coach: Annotated[CoachConfig, _doc("who scores actions")] = CoachConfig()
+    sampler: Annotated[SamplerConfig, _doc("who generates")] = SamplerConfig()
+    rollout: Annotated[RolloutConfig, _doc("the episodes of one step")] = RolloutConfig()
+    learn: Annotated[LearnConfig, _doc("the update")] = LearnConfig()
+    evaluate: Annotated[EvaluateConfig, _doc("measurement on held-out tasks")] = EvaluateConfig()
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read TOML at `path`, apply `section.key=value` overrides, check everything. Raises ConfigError."""
+    path = Path(path)
+    try:
+        raw = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"no config file at {path}; configs/ holds the ones that come with mappa") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise ConfigError(f"{path} is not a TOML file: {error}") from None
+    for override in overrides:
+        _apply(raw, override)
+    return config_from(raw, where=str(path))
+
+
+def config_from(raw: dict[str, Any], *, where: str = "config") -> Config:
+    """Check plain data against `Config`. Raises ConfigError with the path to the wrong key and the nearest right one."""
+    _refuse_unknown(raw, Config, prefix="", where=where)
+    try:
+        # TOML has no tuples and writes 1 where 1.0 is meant; everything else must be of its type.
+        return msgspec.convert(raw, Config, strict=True)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {_readable(str(error))}") from None
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """One line per value that differs: `learn.lr: 0.0005 -> 0.0002`."""
+    before, after = dict(_flatten(old)), dict(_flatten(new))
+    return [f"{key}: {before[key]} -> {after[key]}" for key in before if before[key] != after[key]]
+
+
+def describe() -> str:
+    """Every key of the config with its type, default and meaning, a line each."""
+    lines = []
+    for key, kind, default, text in _fields(Config, ""):
+        shown = "required" if default is msgspec.NODEFAULT else f"default {default!r}"
+        lines.append(f"  {key} ({kind}, {shown})\n      {text}")
+    return "\n".join(lines)
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"override {override!r} is not of the form section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string: model=path/to/folder
+    *sections, name = key.strip().split(".")
+    for section in sections:
+        raw = raw.setdefault(section, {})
+        if not isinstance(raw, dict):
+            raise ConfigError(f"override {override!r}: {section!r} is a value, not a section")
+    raw[name] = value
+
+
+def _refuse_unknown(raw: dict[str, Any], struct: type[Struct], *, prefix: str, where: str) -> None:
+    known = {field.encode_name: field for field in msgspec.structs.fields(struct)}
+    for name, value in raw.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(sorted(known))}"
+            raise ConfigError(f"{where}: unknown key {prefix}{name}; {hint}")
+        inner = _struct_of(known[name].type)
+        if inner is not None and isinstance(value, dict):
+            _refuse_unknown(value, inner, prefix=f"{prefix}{name}.", where=where)
+
+
+def _struct_of(annotation: Any) -> type[Struct] | None:
+    kind = get_args(annotation)[0] if get_args(annotation) else annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Struct) else None
+
+
+def _readable(message: str) -> str:
+    found = re.match(r"(?P<what>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?$", message, re.S)
+    assert found is not None
+    return f"{found['path']}: {found['what']}" if found["path"] else found["what"]
+
+
+def _fields(struct: type[Struct], prefix: str) -> Iterator[tuple[str, str, Any, str]]:
+    hints = get_type_hints(struct, include_extras=True)
+    for field in msgspec.structs.fields(struct):
+        kind, meta = get_args(hints[field.name])
+        inner = _struct_of(hints[field.name])
+        if inner is not None:
+            yield from _fields(inner, f"{prefix}{field.name}.")
+        else:
+            choices = get_args(kind) if "Literal" in str(kind) else ()
+            shown = " | ".join(map(repr, choices)) if choices else getattr(kind, "__name__", str(kind))
+            yield f"{prefix}{field.name}", shown, field.default, meta.description
+
+
+def _flatten(config: Struct, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name in config.__struct_fields__:
+        value = getattr(config, name)
+        if isinstance(value, Struct):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
