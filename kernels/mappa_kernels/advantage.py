@@ -1,0 +1,189 @@
+"""From one score per action to one whitened advantage per token.
+
+    r_t = -beta * kl_t,  plus the action's score at its last token
+    A_t = sum over j >= t within the action of gamma^(j - t) r_j
+    advantage_t = (A_t - mean) / std,  over all tokens of the action's group on all ranks
+
+The statistics are taken per action, (n, mean, M2) in fp64, and merged by Chan's rule in an order that depends on
+their values alone. So the result has the same bits however the actions are ordered, packed or spread over ranks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mappa_kernels import checks, dispatch
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+SCORE_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+SMALLEST_STD = 1e-8
+"""Returns that spread less than this are equal but for rounding: their whitened advantage is 0, not noise."""
+
+
+def process_advantage(
+    scores: Tensor,
+    action_offsets: Tensor,
+    groups: Tensor,
+    *,
+    kl: Tensor | None = None,
+    beta: float = 0.0,
+    gamma: float = 1.0,
+    whiten: bool = True,
+    n_groups: int | None = None,
+    process_group: ProcessGroup | None = None,
+    backend: dispatch.Backend = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Whitened returns of T packed action tokens, and the statistics they were whitened with.
+
+    scores [A], NaN where the coach gave none (those tokens get 0 and stay out of the statistics); action_offsets
+    [A + 1], ascending from 0 to T: action a owns tokens [action_offsets[a], action_offsets[a + 1]); groups [A] in
+    [0, n_groups); kl [T], per-token log-ratio to the reference policy.
+
+    Returns advantage fp32 [T] and stats fp64 [n_groups, 3]: tokens n, their mean return, and M2, the sum of squared
+    deviations; the variance is M2 / n. With `process_group` the statistics span its ranks (every rank must call).
+
+    Raises ValueError naming the argument, BackendError where `backend` cannot run.
+    """
+    n_groups, tokens = _check(scores, action_offsets, groups, kl, beta, gamma, n_groups, process_group)
+    dispatch.choose(backend, "process_advantage", scores.device, torch.float32)
+    returns, actions, action_of = _returns(scores, action_offsets, kl, beta, gamma, tokens)
+    stats = _merge(_gather(actions, groups, process_group), n_groups)
+    return _finish(returns, stats, groups, action_of, whiten), stats
+
+
+def process_advantage_reference(
+    scores: Tensor,
+    action_offsets: Tensor,
+    groups: Tensor,
+    *,
+    kl: Tensor | None = None,
+    beta: float = 0.0,
+    gamma: float = 1.0,
+    whiten: bool = True,
+    n_groups: int | None = None,
+    process_group: ProcessGroup | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`process_advantage` in plain torch, on any device with fp64."""
+    n_groups, tokens = _check(scores, action_offsets, groups, kl, beta, gamma, n_groups, process_group)
+    returns, actions, action_of = _returns(scores, action_offsets, kl, beta, gamma, tokens)
+    stats = _merge(_gather(actions, groups, process_group), n_groups)
+    return _finish(returns, stats, groups, action_of, whiten), stats
+
+
+def _check(
+    scores: Tensor,
+    action_offsets: Tensor,
+    groups: Tensor,
+    kl: Tensor | None,
+    beta: float,
+    gamma: float,
+    n_groups: int | None,
+    process_group: ProcessGroup | None,
+) -> tuple[int, int]:
+    """Refuse what cannot be computed; returns the number of groups (of all ranks) and of tokens (of this one)."""
+    device = scores.device if isinstance(scores, Tensor) else torch.device("cpu")
+    checks.tensor("scores", scores, 1, SCORE_TYPES, device)
+    checks.require(not bool(scores.isinf().any()), "scores", "holds an infinite value; a missing score is NaN")
+    checks.tensor("action_offsets", action_offsets, 1, checks.INDEX_TYPES, device)
+    tokens = None
+    if kl is not None:
+        checks.tensor("kl", kl, 1, SCORE_TYPES, device)
+        checks.require(bool(kl.isfinite().all()), "kl", "holds a NaN or infinite value")
+        tokens = kl.shape[0]
+    checks.require(beta == 0.0 or kl is not None, "kl", f"is needed with beta={beta}")
+    checks.require(0.0 <= gamma <= 1.0, "gamma", f"must be in [0, 1], is {gamma}")
+    offsets = action_offsets.tolist()
+    checks.offsets("action_offsets", offsets, scores.shape[0], tokens)
+    checks.tensor("groups", groups, 1, checks.INDEX_TYPES, device)
+    checks.length("groups", groups, scores.shape[0], "action")
+    if n_groups is None:
+        n_groups = _count_groups(groups, process_group)
+    checks.require(n_groups >= 0, "n_groups", f"must not be negative, is {n_groups}")
+    checks.within("groups", groups, 0, n_groups)
+    return n_groups, offsets[-1]
+
+
+def _count_groups(groups: Tensor, process_group: ProcessGroup | None) -> int:
+    count = groups.max() + 1 if groups.numel() else groups.new_zeros(())
+    if process_group is not None:
+        torch.distributed.all_reduce(count, torch.distributed.ReduceOp.MAX, group=process_group)
+    return int(count)
+
+
+def _returns(
+    scores: Tensor, action_offsets: Tensor, kl: Tensor | None, beta: float, gamma: float, tokens: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """fp64 [T] returns (NaN where unscored), [A, 3] their (n, mean, M2) by action, and [T] the action of each token."""
+    lengths = action_offsets.diff()
+    action_of = torch.repeat_interleave(torch.arange(len(scores), device=scores.device), lengths, output_size=tokens)
+    returns = scores.new_zeros(tokens, dtype=torch.float64)
+    if kl is not None:
+        returns -= beta * kl.detach().double()
+    ends = action_offsets[1:][action_of]
+    position = torch.arange(tokens, device=scores.device)
+    returns += torch.where(position == ends - 1, scores.detach().double()[action_of], 0.0)
+    # A scan by doubling: after round k every token holds the discounted sum of its next 2^k tokens.
+    step = 1
+    while step < int(lengths.max() if len(lengths) else 0):
+        ahead = torch.where(position[:-step] + step < ends[:-step], returns[step:], 0.0)
+        returns[:-step] += gamma**step * ahead
+        step *= 2
+    returns = torch.where(scores.isnan()[action_of], torch.nan, returns)
+    return returns, _by_action(returns, action_offsets, action_of), action_of
+
+
+def _by_action(returns: Tensor, action_offsets: Tensor, action_of: Tensor) -> Tensor:
+    """(n, mean, M2) of each action's returns, [A, 3]; zeros where it has no token or no score."""
+    count = action_offsets.diff().double()
+    mean = _segment_sum(returns, action_offsets) / count
+    squares = _segment_sum((returns - mean[action_of]).square(), action_offsets)
+    stats = torch.stack((count, mean, squares), dim=1)
+    return torch.where(mean.isnan()[:, None], 0.0, stats)
+
+
+def _segment_sum(values: Tensor, offsets: Tensor) -> Tensor:
+    if not len(values):
+        return values.new_zeros(len(offsets) - 1)
+    return torch.segment_reduce(values, "sum", offsets=offsets.long(), initial=0.0)
+
+
+def _gather(actions: Tensor, groups: Tensor, process_group: ProcessGroup | None) -> Tensor:
+    """[all actions of all ranks, 4]: group, n, mean, M2, in an order that depends on these values alone."""
+    rows = torch.cat((groups.double()[:, None], actions), dim=1)
+    if process_group is not None:
+        world = torch.distributed.get_world_size(process_group)
+        count = torch.tensor([len(rows)], device=rows.device)
+        counts = [torch.empty_like(count) for _ in range(world)]
+        torch.distributed.all_gather(counts, count, group=process_group)
+        sizes = [int(size) for size in counts]
+        padded = rows.new_zeros(max(sizes), 4)
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in range(world)]
+        torch.distributed.all_gather(parts, padded, group=process_group)
+        rows = torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+    for column in (3, 2, 1):
+        rows = rows[torch.argsort(rows[:, column], stable=True)]
+    return rows
+
+
+def _merge(rows: Tensor, n_groups: int) -> Tensor:
+    """Chan's rule over any number of parts at once: M2 = sum of M2_i + n_i (mean_i - mean)^2. [n_groups, 3]."""
+    group, count, mean, squares = rows.unbind(1)
+    member = (group[None, :] == torch.arange(n_groups, device=rows.device)[:, None]).double()
+    total = member @ count
+    centre = torch.where(total > 0, member @ (count * mean) / total, 0.0)
+    spread = count[None, :] * (mean[None, :] - centre[:, None]).square()
+    return torch.stack((total, centre, member @ squares + (member * spread).sum(1)), dim=1)
+
+
+def _finish(returns: Tensor, stats: Tensor, groups: Tensor, action_of: Tensor, whiten: bool) -> Tensor:
+    """fp32 [T]; 0 where there is no score."""
+    if whiten:
+        count, mean, squares = stats[groups[action_of]].unbind(1)
+        returns = (returns - mean) / (squares / count).sqrt().clamp(min=SMALLEST_STD)
+    return torch.where(returns.isnan(), 0.0, returns).float()

@@ -1,0 +1,56 @@
+"""Argument checks shared by the operations. Every failure is a ValueError that begins with the argument's name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+INDEX_TYPES = (torch.int64, torch.int32)
+
+
+def require(condition: bool, name: str, problem: str) -> None:
+    """Raise `ValueError("name: problem")` unless `condition` holds."""
+    if not condition:
+        raise ValueError(f"{name}: {problem}")
+
+
+def tensor(name: str, value: object, ndim: int, dtypes: Sequence[torch.dtype], device: torch.device) -> None:
+    """A strided tensor of `ndim` dimensions, one of `dtypes`, on `device`."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name}: expected a tensor, got {type(value).__name__}")
+    require(value.layout is torch.strided, name, f"expected a dense tensor, got layout {value.layout}")
+    require(value.dim() == ndim, name, f"expected {ndim} dimension(s), got shape {tuple(value.shape)}")
+    allowed = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    require(value.dtype in dtypes, name, f"expected {allowed}, got {str(value.dtype).removeprefix('torch.')}")
+    require(value.device == device, name, f"is on {value.device}, but the other arguments are on {device}")
+
+
+def length(name: str, value: Tensor, expected: int, of_what: str) -> None:
+    """First dimension is `expected`, the number of `of_what`."""
+    require(value.shape[0] == expected, name, f"expected one entry per {of_what} ({expected}), got {value.shape[0]}")
+
+
+def within(name: str, values: Tensor, low: int, high: int) -> None:
+    """Every value is in [low, high). Waits for the device."""
+    if values.numel() == 0:
+        return
+    least, most = (int(value) for value in torch.aminmax(values))
+    require(low <= least and most < high, name, f"values must be in [{low}, {high}), found {least} to {most}")
+
+
+def offsets(name: str, values: Sequence[int], segments: int, total: int | None) -> None:
+    """`segments` + 1 ascending integers that begin with 0 and end with `total` (any end where it is None)."""
+    require(len(values) == segments + 1, name, f"expected {segments + 1} entries, got {len(values)}")
+    require(values[0] == 0, name, f"must begin with 0, begins with {values[0]}")
+    for index in range(segments):
+        ascends = values[index] <= values[index + 1]
+        require(ascends, name, f"must ascend, but entry {index} is {values[index]} and the next {values[index + 1]}")
+    if total is not None:
+        require(values[-1] == total, name, f"must end with the number of tokens, {total}, ends with {values[-1]}")
+
+
+def positive(name: str, value: float) -> None:
+    """A finite number above zero."""
+    require(value > 0 and value != float("inf"), name, f"must be finite and above 0, is {value}")

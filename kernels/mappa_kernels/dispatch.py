@@ -1,0 +1,107 @@
+"""Which implementation runs an operation: chosen once per call, never silently, and open to questions.
+
+    reference   plain torch, any device
+    cpu         C++ (`mappa_kernels._C`)
+    triton      GPU kernels
+    auto        the fastest of these that can run for the tensors at hand
+
+`why_not` says what keeps a back-end from running, `chosen` what the last call of an operation ran on.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+from types import ModuleType
+from typing import Literal
+
+import torch
+
+Backend = Literal["auto", "reference", "cpu", "triton"]
+Operation = Literal["linear_logprob", "process_advantage", "policy_loss", "grouped_lora"]
+
+# Operations each back-end implements; the reference implements all of them.
+_IMPLEMENTED: dict[str, frozenset[str]] = {
+    "cpu": frozenset(),
+    "triton": frozenset(),
+}
+_KERNEL_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+_chosen: dict[str, str] = {}
+
+
+class BackendError(RuntimeError):
+    """A back-end was asked for by name and cannot run here. The message says why."""
+
+
+def chosen(operation: Operation) -> str | None:
+    """The back-end that the last call of `operation` in this process ran on; None before the first call."""
+    return _chosen.get(operation)
+
+
+def available(
+    operation: Operation, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> list[str]:
+    """The back-ends that can run `operation` for tensors of `dtype` on `device`, the one `auto` takes first."""
+    device = torch.device(device)
+    return [name for name in ("triton", "cpu", "reference") if why_not(name, operation, device, dtype) is None]
+
+
+def why_not(backend: str, operation: Operation, device: torch.device | str, dtype: torch.dtype) -> str | None:
+    """Why `backend` cannot run `operation` for tensors of `dtype` on `device`; None where it can."""
+    device = torch.device(device)
+    if backend == "reference":
+        return None
+    if operation not in _IMPLEMENTED[backend]:
+        return f"there is no {backend} kernel for {operation}"
+    if dtype not in _KERNEL_TYPES:
+        return f"the {backend} kernels take float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
+    if backend == "cpu":
+        return _no_cpu(device)
+    return _no_triton(device)
+
+
+def choose(backend: str, operation: Operation, device: torch.device, dtype: torch.dtype) -> str:
+    """Resolve `backend` for one call and remember it. Raises BackendError, or ValueError for an unknown name."""
+    if backend == "auto":
+        backend = available(operation, device, dtype)[0]
+    elif backend not in ("reference", "cpu", "triton"):
+        raise ValueError(f"backend: expected 'auto', 'reference', 'cpu' or 'triton', got {backend!r}")
+    else:
+        reason = why_not(backend, operation, device, dtype)
+        if reason is not None:
+            raise BackendError(f"{operation} cannot run on backend={backend!r}: {reason}")
+    _chosen[operation] = backend
+    return backend
+
+
+@functools.cache
+def extension() -> ModuleType | None:
+    """The compiled module, or None where the package was installed without a compiler."""
+    if importlib.util.find_spec("mappa_kernels._C") is None:
+        return None
+    return importlib.import_module("mappa_kernels._C")
+
+
+def interpreting() -> bool:
+    """Triton's interpreter runs the kernels, on CPU tensors (set TRITON_INTERPRET=1 before the first import)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _no_cpu(device: torch.device) -> str | None:
+    if device.type != "cpu":
+        return f"the tensors are on {device}"
+    if extension() is None:
+        return "mappa_kernels._C is not built (install from source with a C++ compiler: pip install .)"
+    return None
+
+
+def _no_triton(device: torch.device) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device.type == "cuda":
+        return None
+    if device.type == "cpu" and interpreting():
+        return None
+    return f"the tensors are on {device}; triton needs a GPU"

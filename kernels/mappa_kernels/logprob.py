@@ -1,0 +1,348 @@
+"""Log-probs of target tokens straight from hidden states: one sweep over the vocabulary, no [tokens, vocabulary] matrix.
+
+With logits z = (h . W_v) / tau and p = softmax(z), the gradient of one token's log-prob,
+
+    d logprob_t / d h_t = (W[y_t] - sum_v p_v W_v) / tau  =:  u_t,
+
+does not depend on the loss. Its sum over the vocabulary accumulates in the same sweep as the log-sum-exp (it is
+attention with keys = values = W), so the forward saves u_t [T, H] in place of the hidden states and the backward of
+any loss of the log-probs is coefficient_t * u_t: two matrix products in all, nothing recomputed.
+
+The entropy gradient takes one accumulator more. A weight that asks for a gradient gets it from a second sweep; a
+frozen weight costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from mappa_kernels import checks, dispatch
+
+# The reference's tiles: 16 MB of fp32 logits at a time.
+TOKEN_CHUNK = 1024
+VOCABULARY_TILE = 4096
+
+HALF_TYPES = (torch.bfloat16, torch.float16)
+FLOAT_TYPES = (torch.float32, torch.float64, *HALF_TYPES)
+
+
+class Sweep(NamedTuple):
+    """What one pass over the vocabulary yields; all in the accumulation type."""
+
+    logprob: Tensor
+    """[T]"""
+    entropy: Tensor
+    """[T], nats"""
+    lse: Tensor
+    """[T], log-sum-exp of the tempered logits"""
+    direction: Tensor | None
+    """[T, H], u: the gradient of logprob in hidden"""
+    entropy_direction: Tensor | None
+    """[T, H], the gradient of entropy in hidden"""
+
+
+class Engine(Protocol):
+    """One back-end's two passes. Shapes as in `linear_logprob`; `inverse_temperature` is [T]."""
+
+    def sweep(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        inverse_temperature: Tensor,
+        *,
+        direction: bool,
+        entropy_direction: bool,
+    ) -> Sweep: ...
+
+    def weight_gradient(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        inverse_temperature: Tensor,
+        lse: Tensor,
+        entropy: Tensor,
+        grad_logprob: Tensor,
+        grad_entropy: Tensor | None,
+    ) -> Tensor: ...
+
+
+def linear_logprob(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float | Tensor = 1.0,
+    entropy: bool | Literal["grad"] = False,
+    backend: dispatch.Backend = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """Log-prob of each target under softmax(hidden @ weight.T / temperature), and the entropy of that distribution.
+
+    hidden [T, H] bf16, fp16 or fp32, any strides; weight [V, H] of the same type; targets [T] integers in [0, V);
+    temperature a number or [T]. Both results are fp32 [T], accumulated in fp32 (fp64 in, fp64 out on the reference).
+
+    Differentiable in `hidden`, and in `weight` if it requires a gradient. `entropy=True` computes the entropy for
+    reading: a loss that sends a gradient into it raises. `entropy="grad"` makes it differentiable.
+
+    Raises ValueError naming the argument, BackendError where `backend` cannot run.
+    """
+    inverse_temperature = _check(hidden, weight, targets, temperature, entropy)
+    name = dispatch.choose(backend, "linear_logprob", hidden.device, hidden.dtype)
+    return _apply(_engine(name), hidden, weight, targets, inverse_temperature, entropy)
+
+
+def linear_logprob_reference(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float | Tensor = 1.0,
+    entropy: bool | Literal["grad"] = False,
+) -> tuple[Tensor, Tensor | None]:
+    """`linear_logprob` in plain torch, on any device, tile by tile."""
+    inverse_temperature = _check(hidden, weight, targets, temperature, entropy)
+    return _apply(_Eager(), hidden, weight, targets, inverse_temperature, entropy)
+
+
+def _engine(name: str) -> Engine:
+    return _Eager()
+
+
+def _check(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float | Tensor, entropy: object) -> Tensor:
+    """Refuse what cannot be computed; returns 1 / temperature, [T] in the accumulation type."""
+    device = hidden.device if isinstance(hidden, Tensor) else torch.device("cpu")
+    checks.tensor("hidden", hidden, 2, FLOAT_TYPES, device)
+    checks.tensor("weight", weight, 2, (hidden.dtype,), device)
+    checks.tensor("targets", targets, 1, checks.INDEX_TYPES, device)
+    checks.require(weight.shape[0] > 0, "weight", "has no rows: the vocabulary is empty")
+    same_width = weight.shape[1] == hidden.shape[1]
+    checks.require(same_width, "weight", f"is {weight.shape[1]} wide, but hidden is {hidden.shape[1]} wide")
+    checks.length("targets", targets, hidden.shape[0], "row of hidden")
+    checks.within("targets", targets, 0, weight.shape[0])
+    checks.require(entropy in (True, False, "grad"), "entropy", f"expected True, False or 'grad', got {entropy!r}")
+    return _inverse(temperature, hidden)
+
+
+def _inverse(temperature: float | Tensor, hidden: Tensor) -> Tensor:
+    dtype = accumulation_type(hidden.dtype)
+    if not isinstance(temperature, Tensor) or temperature.dim() == 0:
+        checks.positive("temperature", float(temperature))
+        return torch.full((hidden.shape[0],), 1.0 / float(temperature), dtype=dtype, device=hidden.device)
+    checks.tensor("temperature", temperature, 1, FLOAT_TYPES, hidden.device)
+    checks.length("temperature", temperature, hidden.shape[0], "row of hidden")
+    checks.require(not temperature.requires_grad, "temperature", "has no gradient here; pass temperature.detach()")
+    if temperature.numel():
+        least, most = torch.aminmax(temperature)  # a NaN makes both NaN
+        checks.positive("temperature", float(least))
+        checks.positive("temperature", float(most))
+    return temperature.to(dtype).reciprocal()
+
+
+def accumulation_type(dtype: torch.dtype) -> torch.dtype:
+    """fp32, except for fp64 input, which stays fp64 (so that gradcheck can be run)."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def _apply(
+    engine: Engine,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    inverse_temperature: Tensor,
+    entropy: bool | Literal["grad"],
+) -> tuple[Tensor, Tensor | None]:
+    # Function.apply reports needs_input_grad under no_grad too: the grad mode must be looked at here.
+    if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
+        arguments = (hidden, weight, targets, inverse_temperature, entropy == "grad", engine)
+        logprob, entropies = _LinearLogProb.apply(*arguments)
+    else:
+        swept = engine.sweep(hidden, weight, targets, inverse_temperature, direction=False, entropy_direction=False)
+        logprob, entropies = swept.logprob, swept.entropy
+    return logprob, entropies if entropy else None
+
+
+class _LinearLogProb(torch.autograd.Function):
+    """Saves directions, not hidden states; the hidden states only where the weight asks for a gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        inverse_temperature: Tensor,
+        entropy_gradient: bool,
+        engine: Engine,
+    ) -> tuple[Tensor, Tensor]:
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        swept = engine.sweep(
+            hidden,
+            weight,
+            targets,
+            inverse_temperature,
+            direction=needs_hidden,
+            entropy_direction=needs_hidden and entropy_gradient,
+        )
+        kept = (hidden, weight, targets, inverse_temperature, swept.lse, swept.entropy) if needs_weight else ()
+        ctx.save_for_backward(swept.direction, swept.entropy_direction, *kept)
+        ctx.set_materialize_grads(False)
+        ctx.entropy_gradient, ctx.engine, ctx.dtype = entropy_gradient, engine, hidden.dtype
+        return swept.logprob, swept.entropy
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_logprob: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_entropy is not None and not ctx.entropy_gradient:
+            raise RuntimeError("the loss depends on the entropy, but its gradient was not asked for: entropy='grad'")
+        direction, entropy_direction, *kept = ctx.saved_tensors
+        grad_hidden = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_hidden = _combine(direction, grad_logprob, entropy_direction, grad_entropy).to(ctx.dtype)
+        if ctx.needs_input_grad[1]:
+            if grad_logprob is None:
+                grad_logprob = torch.zeros_like(kept[-1])
+            grad_weight = ctx.engine.weight_gradient(*kept, grad_logprob, grad_entropy)
+        return grad_hidden, grad_weight, None, None, None, None
+
+
+def _combine(
+    direction: Tensor, grad_logprob: Tensor | None, entropy_direction: Tensor | None, grad_entropy: Tensor | None
+) -> Tensor:
+    """coefficient * direction, summed over the outputs that have a gradient."""
+    total = torch.zeros_like(direction) if grad_logprob is None else direction * grad_logprob[:, None]
+    if grad_entropy is not None and entropy_direction is not None:
+        total.addcmul_(entropy_direction, grad_entropy[:, None])
+    return total
+
+
+class _Eager:
+    """The sweep in plain torch: vocabulary tiles outside (each converted once), token chunks inside."""
+
+    def sweep(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        inverse_temperature: Tensor,
+        *,
+        direction: bool,
+        entropy_direction: bool,
+    ) -> Sweep:
+        chunks = [
+            _Chunk(hidden[rows], targets[rows], inverse_temperature[rows], direction, entropy_direction)
+            for rows in _slices(hidden.shape[0], TOKEN_CHUNK)
+        ]
+        for columns in _slices(weight.shape[0], VOCABULARY_TILE):
+            tile = weight[columns].detach().to(inverse_temperature.dtype)
+            for chunk in chunks:
+                chunk.add(tile, columns.start)
+        finished = [chunk.finish(weight) for chunk in chunks]
+        return Sweep(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*finished, strict=True)))  # type: ignore[arg-type]
+
+    def weight_gradient(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        inverse_temperature: Tensor,
+        lse: Tensor,
+        entropy: Tensor,
+        grad_logprob: Tensor,
+        grad_entropy: Tensor | None,
+    ) -> Tensor:
+        """[V, H]: sum_t (d loss / d z_tv) h_t / tau_t, one vocabulary tile after the other."""
+        gradient = torch.empty_like(weight)
+        for columns in _slices(weight.shape[0], VOCABULARY_TILE):
+            tile = weight[columns].to(inverse_temperature.dtype)
+            total = torch.zeros_like(tile)
+            for rows in _slices(hidden.shape[0], TOKEN_CHUNK):
+                states = hidden[rows].to(tile.dtype) * inverse_temperature[rows, None]
+                log_p = states @ tile.T - lse[rows, None]
+                share = log_p.exp() * grad_logprob[rows, None]
+                if grad_entropy is not None:
+                    share += log_p.exp() * (log_p + entropy[rows, None]) * grad_entropy[rows, None]
+                share.neg_()
+                _add_at_targets(share, targets[rows] - columns.start, grad_logprob[rows])
+                total.addmm_(share.T, states)
+            gradient[columns] = total.to(weight.dtype)
+        return gradient
+
+
+class _Chunk:
+    """Running statistics of a chunk of rows: maximum m, sum of e = exp(z - m), of e (z - m), of e W, of e (z - m) W."""
+
+    def __init__(
+        self, hidden: Tensor, targets: Tensor, inverse_temperature: Tensor, direction: bool, entropy_direction: bool
+    ) -> None:
+        self.states = hidden.detach().to(inverse_temperature.dtype)
+        self.targets, self.scale = targets, inverse_temperature
+        self.maximum = torch.full_like(inverse_temperature, -torch.inf)
+        self.total, self.weighted, self.at_target = (torch.zeros_like(inverse_temperature) for _ in range(3))
+        self.mean_row = torch.zeros_like(self.states) if direction else None
+        self.weighted_row = torch.zeros_like(self.states) if entropy_direction else None
+
+    def add(self, tile: Tensor, start: int) -> None:
+        """Take in the logits of vocabulary rows [start, start + len(tile))."""
+        logits = (self.states @ tile.T) * self.scale[:, None]
+        here = (self.targets >= start) & (self.targets < start + tile.shape[0])
+        column = torch.where(here, self.targets - start, 0)
+        self.at_target = torch.where(here, logits.gather(1, column[:, None]).squeeze(1), self.at_target)
+        self._raise_maximum(torch.maximum(self.maximum, logits.amax(1)))
+        logits -= self._shift()[:, None]
+        shares = logits.exp()
+        logits.clamp_(min=torch.finfo(logits.dtype).min)  # so that 0 * -inf is 0
+        self.total += shares.sum(1)
+        if self.mean_row is not None:
+            self.mean_row.addmm_(shares, tile)
+        shares *= logits
+        self.weighted += shares.sum(1)
+        if self.weighted_row is not None:
+            self.weighted_row.addmm_(shares, tile)
+
+    def finish(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+        """The fields of a Sweep for these rows."""
+        log_total = self.total.log()
+        logprob = (self.at_target - self._shift()) - log_total
+        mean_deviation = self.weighted / self.total
+        direction = entropy_direction = None
+        if self.mean_row is not None:
+            self.mean_row /= self.total[:, None]
+            chosen = weight[self.targets].detach().to(self.scale.dtype)
+            direction = (chosen - self.mean_row) * self.scale[:, None]
+            if self.weighted_row is not None:
+                covariance = self.weighted_row / self.total[:, None] - mean_deviation[:, None] * self.mean_row
+                entropy_direction = -covariance * self.scale[:, None]
+        return logprob, log_total - mean_deviation, self._shift() + log_total, direction, entropy_direction
+
+    def _shift(self) -> Tensor:
+        # A row of -inf logits keeps its maximum at -inf; subtracting that would make NaN.
+        return torch.where(self.maximum == -torch.inf, 0.0, self.maximum)
+
+    def _raise_maximum(self, maximum: Tensor) -> None:
+        """Bring every sum from exp(z - old maximum) to exp(z - new maximum)."""
+        seen = self.total > 0
+        drop = torch.where(seen, self.maximum - maximum, 0.0)
+        factor = torch.where(seen, drop.exp(), 0.0)
+        if self.weighted_row is not None and self.mean_row is not None:
+            self.weighted_row.addcmul_(self.mean_row, drop[:, None]).mul_(factor[:, None])
+        if self.mean_row is not None:
+            self.mean_row *= factor[:, None]
+        self.weighted = (self.weighted + drop * self.total) * factor
+        self.total *= factor
+        self.maximum = maximum
+
+
+def _slices(total: int, step: int) -> list[slice]:
+    """[0, total) in steps; one empty slice where there is nothing, so that results keep their shapes."""
+    return [slice(start, min(start + step, total)) for start in range(0, max(total, 1), step)]
+
+
+def _add_at_targets(share: Tensor, column: Tensor, values: Tensor) -> None:
+    """share[t, column[t]] += values[t] where the column lies in this tile. One entry a row: no order to depend on."""
+    here = (column >= 0) & (column < share.shape[1])
+    rows = torch.nonzero(here).squeeze(1)
+    share[rows, column[rows]] += values[rows]

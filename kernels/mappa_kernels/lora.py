@@ -1,0 +1,196 @@
+"""Several LoRA adapters over one batch whose tokens are sorted by role: y = base + scale (x A_gᵀ) B_gᵀ.
+
+The base matrix product stays with the vendor's library; this adds the low-rank part. The backward gives every
+role's A and B a dense gradient in a fixed order, zeros where a role has no token: under ZeRO all ranks must reduce
+the same tensors in the same order, whichever roles their batch holds.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mappa_kernels import checks, dispatch
+
+FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def grouped_lora(
+    x: Tensor,
+    A: Sequence[Tensor],
+    B: Sequence[Tensor],
+    offsets: Tensor | Sequence[int],
+    scale: float,
+    base_out: Tensor,
+    *,
+    backend: dispatch.Backend = "auto",
+) -> Tensor:
+    """base_out + scale (x A_gᵀ) B_gᵀ for the tokens [offsets[g], offsets[g + 1]) of each role g.
+
+    x [T, in]; A one [r, in] and B one [out, r] per role, all of one type (fp32 adapters over a bf16 x are fine);
+    offsets [R + 1], ascending from 0 to T; base_out [T, out] of x's type. Returns [T, out] of that type.
+    Differentiable in x, A, B and base_out; dense gradients for every role.
+
+    Raises ValueError naming the argument, BackendError where `backend` cannot run.
+    """
+    bounds = _check(x, [A], [B], offsets, [base_out])
+    dispatch.choose(backend, "grouped_lora", x.device, x.dtype)
+    return _apply(x, [A], [B], bounds, scale, [base_out])[0]
+
+
+def grouped_lora_reference(
+    x: Tensor, A: Sequence[Tensor], B: Sequence[Tensor], offsets: Tensor | Sequence[int], scale: float, base_out: Tensor
+) -> Tensor:
+    """`grouped_lora` in plain torch, on any device."""
+    return _apply(x, [A], [B], _check(x, [A], [B], offsets, [base_out]), scale, [base_out])[0]
+
+
+def grouped_lora_fused(
+    x: Tensor,
+    A: Sequence[Sequence[Tensor]],
+    B: Sequence[Sequence[Tensor]],
+    offsets: Tensor | Sequence[int],
+    scale: float,
+    base_out: Sequence[Tensor],
+    *,
+    backend: dispatch.Backend = "auto",
+) -> tuple[Tensor, ...]:
+    """`grouped_lora` for several projections of one x (q, k, v; gate, up), which is read once.
+
+    A, B and base_out hold one entry per projection, each as `grouped_lora` takes it; all projections have the same
+    roles and ranks. Returns one output per projection.
+    """
+    bounds = _check(x, A, B, offsets, base_out)
+    dispatch.choose(backend, "grouped_lora", x.device, x.dtype)
+    return _apply(x, A, B, bounds, scale, base_out)
+
+
+def grouped_lora_fused_reference(
+    x: Tensor,
+    A: Sequence[Sequence[Tensor]],
+    B: Sequence[Sequence[Tensor]],
+    offsets: Tensor | Sequence[int],
+    scale: float,
+    base_out: Sequence[Tensor],
+) -> tuple[Tensor, ...]:
+    """`grouped_lora_fused` in plain torch, on any device."""
+    return _apply(x, A, B, _check(x, A, B, offsets, base_out), scale, base_out)
+
+
+def _check(
+    x: Tensor,
+    A: Sequence[Sequence[Tensor]],
+    B: Sequence[Sequence[Tensor]],
+    offsets: Tensor | Sequence[int],
+    base_out: Sequence[Tensor],
+) -> tuple[int, ...]:
+    """Refuse what cannot be computed; returns the offsets as plain integers."""
+    device = x.device if isinstance(x, Tensor) else torch.device("cpu")
+    checks.tensor("x", x, 2, FLOAT_TYPES, device)
+    checks.require(len(A) > 0 and len(A[0]) > 0, "A", "needs one matrix per role")
+    roles, dtype, rank = len(A[0]), A[0][0].dtype, A[0][0].shape[0]
+    checks.require(dtype in FLOAT_TYPES, "A", f"expected a float type, got {dtype}")
+    for name, matrices in (("B", B), ("base_out", base_out)):
+        checks.require(len(matrices) == len(A), name, f"expected {len(A)} projection(s), got {len(matrices)}")
+    for downs, ups, base in zip(A, B, base_out, strict=True):
+        checks.tensor("base_out", base, 2, (x.dtype,), device)
+        checks.length("base_out", base, len(x), "row of x")
+        checks.require(len(downs) == roles, "A", f"expected one matrix per role ({roles}), got {len(downs)}")
+        checks.require(len(ups) == roles, "B", f"expected one matrix per role ({roles}), got {len(ups)}")
+        for role, (down, up) in enumerate(zip(downs, ups, strict=True)):
+            _check_matrix("A", role, down, (rank, x.shape[1]), dtype, device)
+            _check_matrix("B", role, up, (base.shape[1], rank), dtype, device)
+    if isinstance(offsets, Tensor):
+        checks.require(offsets.dim() == 1, "offsets", f"expected 1 dimension, got shape {tuple(offsets.shape)}")
+        checks.require(offsets.dtype in checks.INDEX_TYPES, "offsets", f"expected integers, got {offsets.dtype}")
+        offsets = offsets.tolist()
+    checks.offsets("offsets", offsets, roles, len(x))
+    return tuple(offsets)
+
+
+def _check_matrix(
+    name: str, role: int, value: Tensor, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> None:
+    checks.tensor(name, value, 2, (dtype,), device)
+    same = tuple(value.shape) == shape
+    checks.require(same, name, f"of role {role}: expected shape {shape}, got {tuple(value.shape)}")
+
+
+def _apply(
+    x: Tensor,
+    A: Sequence[Sequence[Tensor]],
+    B: Sequence[Sequence[Tensor]],
+    offsets: tuple[int, ...],
+    scale: float,
+    base_out: Sequence[Tensor],
+) -> tuple[Tensor, ...]:
+    flat = [matrix for matrices in (*A, *B) for matrix in matrices]
+    out: tuple[Tensor, ...] = _GroupedLora.apply(x, offsets, scale, len(A), *base_out, *flat)
+    return out
+
+
+class _GroupedLora(torch.autograd.Function):
+    """Flat arguments: P base outputs, then A (P x R), then B (P x R). Saves x and the low-rank activations."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, offsets: tuple[int, ...], scale: float, projections: int, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.offsets, ctx.scale, ctx.projections = offsets, scale, projections
+        base_out, down, up = _split(tensors, projections, len(offsets) - 1)
+        outputs = tuple(base.clone() for base in base_out)
+        rank, dtype = down[0][0].shape[0], down[0][0].dtype
+        low = x.new_empty(len(x), projections * rank, dtype=dtype)
+        for role, rows in _segments(offsets):
+            stacked = torch.cat([matrices[role] for matrices in down])
+            torch.mm(x[rows].to(dtype), stacked.T, out=low[rows])
+            for index, output in enumerate(outputs):
+                part = low[rows, index * rank : (index + 1) * rank]
+                output[rows] += (part @ up[index][role].T * scale).to(output.dtype)
+        ctx.save_for_backward(x, low, *(matrix for matrices in (*down, *up) for matrix in matrices))
+        return outputs
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, low, *matrices = ctx.saved_tensors
+        roles = len(ctx.offsets) - 1
+        _, down, up = _split(tuple(matrices), ctx.projections, roles)
+        grad_down = [[torch.zeros_like(matrix) for matrix in matrices] for matrices in down]
+        grad_up = [[torch.zeros_like(matrix) for matrix in matrices] for matrices in up]
+        grad_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        rank, dtype = down[0][0].shape[0], low.dtype
+        for role, rows in _segments(ctx.offsets):
+            grad_low = torch.empty_like(low[rows])
+            for index, grad in enumerate(grads):
+                columns = slice(index * rank, (index + 1) * rank)
+                tokens = grad[rows].to(dtype) * ctx.scale
+                grad_up[index][role] = tokens.T @ low[rows, columns]
+                torch.mm(tokens, up[index][role], out=grad_low[:, columns])
+            grad_stacked = grad_low.T @ x[rows].to(dtype)
+            for index in range(ctx.projections):
+                grad_down[index][role] = grad_stacked[index * rank : (index + 1) * rank]
+            if grad_x is not None:
+                grad_x[rows] = (grad_low @ torch.cat([matrices[role] for matrices in down])).to(x.dtype)
+        flat = (matrix for matrices in (*grad_down, *grad_up) for matrix in matrices)
+        return grad_x, None, None, None, *grads, *flat
+
+
+def _split(
+    tensors: tuple[Tensor, ...], projections: int, roles: int
+) -> tuple[tuple[Tensor, ...], list[tuple[Tensor, ...]], list[tuple[Tensor, ...]]]:
+    """Undo the flattening: base outputs (none where there are too few tensors), A and B by projection, then role."""
+    matrices = 2 * projections * roles
+    base_out, flat = tensors[: len(tensors) - matrices], tensors[len(tensors) - matrices :]
+    rows = [flat[start : start + roles] for start in range(0, matrices, roles)]
+    return base_out, rows[:projections], rows[projections:]
+
+
+def _segments(offsets: tuple[int, ...]) -> list[tuple[int, slice]]:
+    """Roles that have tokens, with their rows."""
+    pairs = enumerate(itertools.pairwise(offsets))
+    return [(role, slice(start, stop)) for role, (start, stop) in pairs if stop > start]
