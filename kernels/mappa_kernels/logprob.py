@@ -1,4 +1,4 @@
-"""Log-probs of target tokens straight from hidden states: one sweep over the vocabulary, no [tokens, vocabulary] matrix.
+"""Log-probs of target tokens straight from hidden states, in one sweep over the vocabulary: no [T, V] matrix anywhere.
 
 With logits z = (h . W_v) / tau and p = softmax(z), the gradient of one token's log-prob,
 
@@ -241,7 +241,7 @@ class _Eager:
             for chunk in chunks:
                 chunk.add(tile, columns.start)
         finished = [chunk.finish(weight) for chunk in chunks]
-        return Sweep(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*finished, strict=True)))  # type: ignore[arg-type]
+        return Sweep(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*finished, strict=True)))
 
     def weight_gradient(
         self,

@@ -155,7 +155,7 @@ class _GroupedLora(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, low, *matrices = ctx.saved_tensors
         roles = len(ctx.offsets) - 1
