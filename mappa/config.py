@@ -8,6 +8,7 @@ An unknown key, a wrong type or a value out of range is a ConfigError with the p
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -175,6 +176,11 @@ def config_from(raw: dict[str, Any], *, where: str = "config") -> Config:
         return msgspec.convert(raw, Config, strict=True)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}: {_readable(str(error))}") from None
+
+
+def cache_home() -> Path:
+    """Where base models and prepared tasks are kept: $MAPPA_HOME, or ~/.cache/mappa."""
+    return Path(os.environ.get("MAPPA_HOME") or Path.home() / ".cache" / "mappa")
 
 
 def differences(old: Config, new: Config) -> list[str]:

@@ -1,0 +1,165 @@
+"""The embedded sampler: an `Engine` on a thread of its own behind the asyncio `Sampler` protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable, Mapping
+
+import torch
+
+from mappa.errors import AdapterError, SamplerError
+from mappa.model.base import Base
+from mappa.model.lora import RoleLinear, Router, check_adapter
+from mappa.sampler import adapter_name
+from mappa.sampler.engine import Engine, Request
+from mappa.types import Generation, SamplingParams
+
+
+class LocalSampler:
+    """Generates in this process with the base and LoRA layers that the learner trains.
+
+    The learner must not run a forward pass while requests are open: both go through the same layers. Synchronous
+    training keeps to that by itself; `idle` says whether it holds.
+    """
+
+    def __init__(
+        self, base: Base, router: Router, layers: Mapping[str, RoleLinear], *, max_rows: int, max_context: int, threads: int
+    ) -> None:
+        self._engine = Engine(base, router, max_rows=max_rows)
+        self._layers = layers
+        self._vocabulary = base.vocabulary
+        self._max_context = max_context
+        self._threads = threads
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._open: dict[Request, tuple[asyncio.AbstractEventLoop, asyncio.Future[Generation]]] = {}
+        self._users: dict[str, int] = {}
+        self._retired: set[str] = set()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._serve, name="local-sampler", daemon=True)
+        self._thread.start()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens sampled since the start."""
+        return self._engine.tokens
+
+    async def generate(
+        self, prompt_ids: tuple[int, ...], adapter: str, params: SamplingParams, request_id: str
+    ) -> Generation:
+        """Sample one continuation (see `Sampler.generate`)."""
+        self._check(prompt_ids, adapter, params, request_id)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Generation] = loop.create_future()
+        request = Request(request_id, tuple(prompt_ids), adapter, params)
+        self._users[adapter] = self._users.get(adapter, 0) + 1
+        self._open[request] = (loop, future)
+        self._inbox.put(lambda: self._engine.waiting.append(request))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._inbox.put(lambda: self._close(self._engine.abort(request_id)))
+            raise
+        finally:
+            self._users[adapter] -= 1
+            self._forget_unused(adapter)
+
+    async def publish(self, role: str, version: int, tensors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> str:
+        """Copy a version's weights in and return its name."""
+        name = adapter_name(role, version)
+        check_adapter(self._layers, tensors, name)
+        if name in self._retired:
+            raise AdapterError(f"adapter {name!r} was retired; a name is never reused, publish the next version")
+        await self._call(lambda: self._engine.add_adapter(name, tensors))
+        return name
+
+    async def retire(self, adapter: str) -> None:
+        """Refuse new requests for a version, and forget it when the running ones are done."""
+        if adapter not in self._engine.adapters:
+            raise AdapterError(f"adapter {adapter!r} is not published; published: {sorted(self._engine.adapters)}")
+        self._retired.add(adapter)
+        self._forget_unused(adapter)
+
+    async def abort(self, prefix: str) -> None:
+        await self._call(lambda: self._close(self._engine.abort(prefix)))
+
+    async def health(self) -> None:
+        if self._failure is not None or not self._thread.is_alive():
+            raise SamplerError(f"the local sampler stopped: {self._failure!r}")
+
+    def close(self) -> None:
+        """Stop the thread. Open requests fail."""
+        self._inbox.put(None)
+        self._thread.join()
+
+    def _check(self, prompt_ids: tuple[int, ...], adapter: str, params: SamplingParams, request_id: str) -> None:
+        if self._failure is not None:
+            raise SamplerError(f"the local sampler stopped: {self._failure!r}")
+        if adapter not in self._engine.adapters or adapter in self._retired:
+            served = sorted(set(self._engine.adapters) - self._retired)
+            raise AdapterError(f"request {request_id}: adapter {adapter!r} is not served; served: {served}")
+        if not prompt_ids or min(prompt_ids) < 0 or max(prompt_ids) >= self._vocabulary:
+            raise SamplerError(f"request {request_id}: the prompt is empty or has ids outside 0..{self._vocabulary - 1}")
+        if params.max_tokens < 1 or len(prompt_ids) + params.max_tokens > self._max_context:
+            raise SamplerError(
+                f"request {request_id}: {len(prompt_ids)} prompt tokens and {params.max_tokens} to write do not fit "
+                f"sampler.max_context={self._max_context}"
+            )
+
+    def _forget_unused(self, adapter: str) -> None:
+        if adapter in self._retired and self._users.get(adapter, 0) == 0:
+            self._inbox.put(lambda: self._engine.drop_adapter(adapter))
+
+    async def _call(self, work: Callable[[], None]) -> None:
+        """Run `work` on the engine's thread and wait for it."""
+        loop, done = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
+
+        def run() -> None:
+            try:
+                work()
+            except Exception as error:
+                loop.call_soon_threadsafe(done.set_exception, error)
+            else:
+                loop.call_soon_threadsafe(done.set_result, None)
+
+        self._inbox.put(run)
+        await done
+
+    def _serve(self) -> None:
+        torch.set_num_threads(self._threads)
+        try:
+            while self._take_messages():
+                self._close(self._engine.advance())
+        except BaseException as error:
+            self._failure = error
+        finally:
+            failure = SamplerError(f"the local sampler stopped: {self._failure!r}")
+            for loop, future in self._open.values():
+                loop.call_soon_threadsafe(_fail, future, failure)
+
+    def _take_messages(self) -> bool:
+        """Carry out what was asked for; wait for something to do when there is nothing. False: stop."""
+        idle = not self._engine.rows and not self._engine.waiting
+        while idle or not self._inbox.empty():
+            work = self._inbox.get()
+            if work is None:
+                return False
+            work()
+            idle = False
+        return True
+
+    def _close(self, requests: list[Request]) -> None:
+        for request in requests:
+            loop, future = self._open.pop(request)
+            loop.call_soon_threadsafe(_answer, future, request.generation())
+
+
+def _answer(future: asyncio.Future[Generation], generation: Generation) -> None:
+    if not future.done():
+        future.set_result(generation)
+
+
+def _fail(future: asyncio.Future[Generation], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
