@@ -1,0 +1,91 @@
+# Everything is run from here. `make train` and `make test` need Python 3.11+, a C++ compiler and make, no more.
+
+PYTHON ?= python3
+CONFIG ?= configs/quickstart.toml
+N      ?= 1
+ARGS   ?=
+
+ENV := .venv
+PY  := $(ENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+
+# An environment is good for one set of locks in one place: the stamps are named by both and written last, so an
+# interrupted set-up, changed pins or a moved checkout are all seen, and a second call does nothing.
+STATE   := $(shell { echo '$(CURDIR)'; cat requirements/*.txt; } | sha256sum | cut -c1-16)
+TRAIN   := $(ENV)/.train-$(STATE)
+DEV     := $(ENV)/.dev-$(STATE)
+BUILT   := $(ENV)/.built
+SOURCES := setup.py pyproject.toml $(wildcard csrc/* csrc/*/*)
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup setup-dev bubblewrap train test test-slow lint format lock bench-quick clean
+
+help: ## show this
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@echo
+	@echo 'make train CONFIG=path.toml N=ranks ARGS="key=value ..."'
+
+setup: $(TRAIN) $(BUILT) bubblewrap ## what training needs, in .venv
+
+setup-dev: setup $(DEV) ## what the tests and checks need as well
+
+train: setup ## set up what is missing, then train CONFIG on N ranks
+	$(ENV)/bin/torchrun --standalone --nproc-per-node=$(N) -m mappa.train $(CONFIG) $(ARGS)
+
+test: setup-dev ## set up what is missing, then run every test but the slow ones
+	$(PY) -m pytest $(ARGS)
+
+test-slow: setup-dev ## run the slow tests alone
+	$(PY) -m pytest -m slow $(ARGS)
+
+lint: setup-dev ## ruff, mypy, and the direction of imports
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m pytest -q tests/test_imports.py
+
+format: setup-dev ## let ruff rewrite what it can
+	$(PY) -m ruff check --fix-only --quiet .
+	$(PY) -m ruff format .
+
+lock: setup-dev ## pin what is in .venv now, after an upgrade by hand
+	$(PY) requirements/lock.py
+
+clean: ## remove everything that was built or installed here; runs/ stays
+	rm -rf $(ENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -f kernels/mappa_kernels/_C*.so
+
+$(TRAIN):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'mappa needs Python 3.11 or newer; name one that is: make PYTHON=python3.11 $(MAKECMDGOALS)' >&2; exit 1; }
+	@echo 'Setting up $(ENV) (once; a few minutes)'
+	@rm -rf $(ENV)
+	@$(PYTHON) -m venv $(ENV)
+	@$(PIP) -r requirements/build.txt
+	@$(PIP) -r requirements/torch.txt -c requirements/train.txt
+	@$(PIP) -r requirements/train.txt
+	@$(PIP) --no-deps -r requirements/data.txt
+	@touch $@
+
+# The first stamp is away meanwhile: interrupted here, the whole environment is made anew.
+$(DEV): | $(TRAIN)
+	@echo 'Adding the tools for tests and checks'
+	@rm $(TRAIN)
+	@$(PIP) -r requirements/dev.txt
+	@touch $(TRAIN) $@
+
+$(BUILT): $(SOURCES) | $(TRAIN)
+	@echo 'Building the C++ extension'
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+bubblewrap:
+	@command -v bwrap >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo 'Installing bubblewrap, which isolates the code that models write'; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends bubblewrap >/dev/null; \
+	  else \
+	    echo 'bubblewrap is missing: code that models write cannot be isolated. Run: sudo apt-get install -y bubblewrap' >&2; \
+	  fi; }
