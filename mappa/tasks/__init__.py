@@ -1,0 +1,17 @@
+"""Where tasks come from, and how an outcome is measured.
+
+    tasks = prepare("quickstart", cache)            # or a folder with train/ and heldout/ task folders
+    populate(task, workspace)                       # the public tables
+    evidence = await inspect(task, role, workspace, open_workspace)
+    repair(task, workspace, ("X_test.pkl",))        # training only: reference artefacts
+    outcome(task, actions)
+
+What a role left behind is opened in the sandbox only, by the programs in probes/; the answers never share a workspace
+with an object that model-written code made.
+"""
+
+from mappa.tasks.metrics import normalised
+from mappa.tasks.source import TaskSet, prepare
+from mappa.tasks.supply import populate, repair
+
+__all__ = ["TaskSet", "normalised", "populate", "prepare", "repair"]

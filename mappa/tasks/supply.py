@@ -1,0 +1,39 @@
+"""What the host puts into an episode's workspace: the public tables, and in training the reference artefacts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from mappa.errors import TaskError
+from mappa.tasks.folder import PUBLIC_FILES, REFERENCE
+from mappa.types import Task, Workspace
+
+
+def populate(task: Task, workspace: Workspace) -> None:
+    """Put train.csv, test.csv and sample_submission.csv into `workspace`."""
+    for name in PUBLIC_FILES:
+        workspace.put(name, read_cached(f"{task.folder}/public/{name}"))
+
+
+def repair(task: Task, workspace: Workspace, names: Sequence[str]) -> None:
+    """Put the reference artefacts of those names into `workspace`, over whatever is there.
+
+    The four belong together: the reference model knows only the reference tables' columns, so whoever is given
+    model.pkl needs X_test.pkl from here too. Raises TaskError where the task has no such reference.
+    """
+    for name in names:
+        try:
+            data = read_cached(f"{task.folder}/{REFERENCE}/{name}")
+        except FileNotFoundError:
+            raise TaskError(
+                f"task {task.id} has no {REFERENCE}/{name}: add it, or set rollout.repair_upstream=false"
+            ) from None
+        workspace.put(name, data)
+
+
+@lru_cache(maxsize=512)
+def read_cached(path: str) -> bytes:
+    """A task's file; read once, since the event loop must not wait for a disk."""
+    return Path(path).read_bytes()
