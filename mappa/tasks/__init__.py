@@ -10,8 +10,9 @@ What a role left behind is opened in the sandbox only, by the programs in probes
 with an object that model-written code made.
 """
 
+from mappa.tasks.inspection import inspect, outcome
 from mappa.tasks.metrics import normalised
 from mappa.tasks.source import TaskSet, prepare
 from mappa.tasks.supply import populate, repair
 
-__all__ = ["TaskSet", "normalised", "populate", "prepare", "repair"]
+__all__ = ["TaskSet", "inspect", "normalised", "outcome", "populate", "prepare", "repair"]

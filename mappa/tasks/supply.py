@@ -17,13 +17,14 @@ def populate(task: Task, workspace: Workspace) -> None:
         workspace.put(name, read_cached(f"{task.folder}/public/{name}"))
 
 
-def repair(task: Task, workspace: Workspace, names: Sequence[str]) -> None:
-    """Put the reference artefacts of those names into `workspace`, over whatever is there.
+def repair(task: Task, workspace: Workspace, names: Sequence[str]) -> tuple[str, ...]:
+    """Put the reference artefacts of those names into `workspace`, over whatever is there; return what was put.
 
-    The four belong together: the reference model knows only the reference tables' columns, so whoever is given
-    model.pkl needs X_test.pkl from here too. Raises TaskError where the task has no such reference.
+    model.pkl brings X_test.pkl along: the reference model knows the reference tables' columns only, and whoever works
+    from it must not fail for the columns that another role chose. Raises TaskError where the task has no reference.
     """
-    for name in names:
+    put = tuple(dict.fromkeys((*names, *(("X_test.pkl",) if "model.pkl" in names else ()))))
+    for name in put:
         try:
             data = read_cached(f"{task.folder}/{REFERENCE}/{name}")
         except FileNotFoundError:
@@ -31,6 +32,7 @@ def repair(task: Task, workspace: Workspace, names: Sequence[str]) -> None:
                 f"task {task.id} has no {REFERENCE}/{name}: add it, or set rollout.repair_upstream=false"
             ) from None
         workspace.put(name, data)
+    return put
 
 
 @lru_cache(maxsize=512)

@@ -73,9 +73,18 @@ def test_populate_shows_nothing_private(quickstart: TaskSet, tmp_path: Path) -> 
 def test_repair_puts_the_named_artefacts_only(quickstart: TaskSet, tmp_path: Path) -> None:
     workspace = FolderWorkspace(tmp_path)
     task = quickstart.train[0]
-    repair(task, workspace, ("X_train.pkl", "y_train.pkl"))
+    assert repair(task, workspace, ("X_train.pkl", "y_train.pkl")) == ("X_train.pkl", "y_train.pkl")
     assert sorted(workspace.files()) == ["X_train.pkl", "y_train.pkl"]
     assert len(pd.read_pickle(tmp_path / "X_train.pkl")) == task.facts["rows"]
+
+
+def test_a_repaired_model_comes_with_the_table_it_knows(quickstart: TaskSet, tmp_path: Path) -> None:
+    workspace = FolderWorkspace(tmp_path)
+    task = quickstart.train[0]
+    workspace.put("X_test.pkl", b"with columns of the engineer's own")
+    assert repair(task, workspace, ("model.pkl",)) == ("model.pkl", "X_test.pkl")
+    model, table = (pd.read_pickle(tmp_path / name) for name in ("model.pkl", "X_test.pkl"))
+    assert list(model.feature_names_in_) == list(table.columns)
 
 
 def test_repair_says_when_a_task_has_no_reference(source: Path, tmp_path: Path) -> None:
