@@ -6,6 +6,7 @@
     curves.py       one picture of the run
     evaluation.py   EvaluationResult, the table before and after
     summary.py      summary.json
+    speed.py        tokens per second, shares of a step
     statistics.py   intervals
 
 Nothing is imported here: each part brings what it needs (rich, tensorboard, matplotlib) when it is used.

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from msgspec import Struct, field
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -41,7 +42,7 @@ class EvaluationResult(Struct, frozen=True, kw_only=True):
 def evaluation_table(before: EvaluationResult, after: EvaluationResult | None = None) -> Table:
     """Pipeline, roles and metric of one result, or of two with the change between them."""
     how = f"{len(before.tasks)} held-out tasks, {before.episodes} {before.mode} episodes, no repairs, 95 % intervals"
-    table = Table(title=how, title_justify="left", title_style="")
+    table = Table(title=how, title_justify="left", title_style="", box=SIMPLE_HEAD)
     table.add_column("success")
     for heading in ("base",) if after is None else ("base", "trained", "change"):
         table.add_column(heading, justify="right")
@@ -63,9 +64,9 @@ def _rows(before: EvaluationResult, after: EvaluationResult | None) -> Iterator[
     yield ["pipeline", *_shares([(result.success, *result.ci) for result in results])]
     for role in before.roles:
         yield [f"  {role}", *_shares([result.roles[role] for result in results])]
-    yield ["metric (0 = baseline, 1 = reference)", *_metrics([result.metric_mean for result in results])]
+    yield ["metric: baseline 0, reference 1", *_metrics([result.metric_mean for result in results])]
     if any(result.lost for result in results):
-        yield ["episodes lost (counted as failures)", *(str(result.lost) for result in results)]
+        yield ["episodes lost, counted failed", *(str(result.lost) for result in results)]
 
 
 def _shares(shares: list[Share]) -> list[str]:

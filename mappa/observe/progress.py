@@ -117,7 +117,8 @@ class Progress:
         return f"{self._phase} {self._phase_done}/{self._phase_total}" if self._phase_total else self._phase
 
     def _display(self) -> Group:
-        return Group(self._bars(), *([self._role_table(self._last), self._footer(self._last)] if self._last else []))
+        last = self._last
+        return Group(self._bars(), self._role_table(last), self._footer(last)) if last else Group(self._bars())
 
     def _bars(self) -> Table:
         remaining = self.eta()

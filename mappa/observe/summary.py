@@ -10,6 +10,7 @@ from msgspec import Struct, field
 
 from mappa.errors import JournalError
 from mappa.observe.evaluation import EvaluationResult
+from mappa.observe.speed import Speed
 
 FILE_NAME = "summary.json"
 
@@ -35,10 +36,7 @@ class Summary(Struct, frozen=True, kw_only=True):
     train_minutes: float
     adapters: dict[str, str]
     """Folder in PEFT format by role."""
-    tokens_per_second: dict[str, float] = field(default_factory=dict)
-    """Over the whole run: `generate` and `learn`, each over its own phase."""
-    share_of_step: dict[str, float] = field(default_factory=dict)
-    """Phase -> share of the wall time of all steps."""
+    speed: Speed = field(default_factory=Speed)
     peak_memory_gb: float = 0.0
     unsafe: bool = False
     """Model-written code ran without isolation."""
