@@ -1,0 +1,74 @@
+"""Adapters on disk: PEFT folders, which `peft.PeftModel.from_pretrained` and servers load unchanged."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from mappa.config import LearnConfig
+from mappa.errors import AdapterError
+
+_WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_PREFIX = "base_model.model."
+
+
+def write_adapter(
+    folder: Path, adapter: Mapping[str, tuple[torch.Tensor, torch.Tensor]], config: LearnConfig, layers: int
+) -> None:
+    """Write a PEFT folder, whole or not at all. `layers` is the number of decoder layers of the base."""
+    building = folder.with_name(f".{folder.name}.building-{os.getpid()}")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    tensors = {}
+    for name, (a, b) in adapter.items():
+        tensors[f"{_PREFIX}{name}.lora_A.weight"] = a.detach().float().contiguous()
+        tensors[f"{_PREFIX}{name}.lora_B.weight"] = b.detach().float().contiguous()
+    save_file(tensors, building / _WEIGHTS, metadata={"format": "pt"})
+    (building / _CONFIG).write_text(json.dumps(_peft_config(config, layers), indent=2))
+    shutil.rmtree(folder, ignore_errors=True)
+    building.rename(folder)
+
+
+def read_adapter(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Weights of a PEFT folder by module name. Raises AdapterError if it is not one or is damaged."""
+    path = folder / _WEIGHTS
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError:
+        raise AdapterError(f"no adapter at {folder}: {_WEIGHTS} is missing") from None
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"the adapter at {folder} is damaged: {error}") from error
+    adapter = {}
+    for key, a in tensors.items():
+        if key.endswith(".lora_A.weight"):
+            name = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
+            other = f"{_PREFIX}{name}.lora_B.weight"
+            if other not in tensors:
+                raise AdapterError(f"the adapter at {folder} is damaged: {other} is missing")
+            adapter[name] = (a, tensors[other])
+    if not adapter:
+        raise AdapterError(f"the adapter at {folder} holds no LoRA weights")
+    return adapter
+
+
+def _peft_config(config: LearnConfig, layers: int) -> dict[str, object]:
+    adapted = list(range(config.first_layer, layers))
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": config.model,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": list(config.targets),
+        "layers_to_transform": adapted if config.first_layer else None,
+        "inference_mode": True,
+    }

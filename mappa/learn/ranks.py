@@ -1,0 +1,86 @@
+"""Talking between ranks. Without a process group everything is about this process alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from mappa.errors import MappaError
+
+T = TypeVar("T")
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def group() -> dist.ProcessGroup | None:
+    """The default group where there is more than one rank."""
+    return dist.group.WORLD if world_size() > 1 else None
+
+
+def total(counts: Sequence[int]) -> list[int]:
+    """Element-wise sums over all ranks."""
+    tensor = torch.tensor(list(counts), dtype=torch.int64)
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return [int(value) for value in tensor]
+
+
+def maximum(count: int) -> int:
+    tensor = torch.tensor(count)
+    if world_size() > 1:
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return int(tensor)
+
+
+def union(items: Sequence[T]) -> list[T]:
+    """The distinct items of all ranks, sorted: the same list everywhere."""
+    gathered: list[Any] = [None] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(gathered, sorted(set(items)))  # type: ignore[type-var]
+    else:
+        gathered = [list(items)]
+    return sorted({item for part in gathered for item in part})
+
+
+def scatter(shares: Sequence[list[T]] | None) -> list[T]:
+    """Rank 0 gives one list per rank; every rank returns its own."""
+    if world_size() == 1:
+        assert shares is not None
+        return shares[0]
+    received: list[Any] = [None]
+    dist.scatter_object_list(received, list(shares) if shares is not None else None, src=0)
+    mine: list[T] = received[0]
+    return mine
+
+
+def broadcast(value: T) -> T:
+    """Rank 0's value, on every rank."""
+    if world_size() == 1:
+        return value
+    box: list[Any] = [value]
+    dist.broadcast_object_list(box, src=0)
+    received: T = box[0]
+    return received
+
+
+def raise_together(fault: MappaError | None) -> None:
+    """Raise on every rank if any rank has a fault, so that none waits for another in a collective."""
+    if world_size() == 1:
+        if fault is not None:
+            raise fault
+        return
+    faults: list[Any] = [None] * world_size()
+    dist.all_gather_object(faults, None if fault is None else (type(fault), str(fault)))
+    for index, found in enumerate(faults):
+        if found is not None:
+            kind, message = found
+            raise fault if index == rank() and fault is not None else kind(f"rank {index}: {message}")

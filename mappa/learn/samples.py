@@ -1,0 +1,52 @@
+"""What the learner accepts: every sample is checked before any collective is entered, so that no rank hangs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+from mappa.errors import LearnError
+from mappa.types import Sample
+
+
+def check_samples(samples: Sequence[Sample], roles: Sequence[str], vocabulary: int) -> None:
+    """Raise LearnError naming the first sample that cannot be learned from, and what is wrong with it."""
+    for index, sample in enumerate(samples):
+        fault = _fault(sample, roles, vocabulary)
+        if fault is not None:
+            raise LearnError(f"sample {sample.source or index}: {fault}")
+
+
+def learnable(sample: Sample) -> bool:
+    """Whether anything of it enters the loss: it was not cut off, and some action of it has a score."""
+    scores = sample.rewards if sample.advantages is None else sample.advantages
+    return not sample.truncated and any(not math.isnan(score) for score in scores)
+
+
+def action_tokens(sample: Sample) -> int:
+    return sum(end - start for start, end in sample.spans)
+
+
+def _fault(sample: Sample, roles: Sequence[str], vocabulary: int) -> str | None:
+    if sample.role not in roles:
+        return f"role {sample.role!r} is not one of {', '.join(roles)}"
+    if not sample.tokens or min(sample.tokens) < 0 or max(sample.tokens) >= vocabulary:
+        return f"its tokens are empty or outside 0..{vocabulary - 1}"
+    bounds = list(itertools.chain.from_iterable(sample.spans))
+    if not sample.spans or bounds != sorted(bounds) or bounds[0] < 1 or bounds[-1] > len(sample.tokens):
+        return f"its spans {sample.spans} must ascend without overlap inside 1..{len(sample.tokens)}"
+    if any(start == end for start, end in sample.spans):
+        return "a span of it is empty"
+    tokens = action_tokens(sample)
+    if len(sample.logprobs) != tokens:
+        return f"{len(sample.logprobs)} behaviour log-probs for {tokens} action tokens"
+    if not all(math.isfinite(value) for value in sample.logprobs):
+        return "a behaviour log-prob of it is NaN or infinite"
+    given = sample.rewards if sample.advantages is None else sample.advantages
+    if len(given) != len(sample.spans):
+        name = "rewards" if sample.advantages is None else "advantages"
+        return f"{len(given)} {name} for {len(sample.spans)} spans"
+    if any(math.isinf(value) for value in given):
+        return "a reward or advantage of it is infinite; a missing one is NaN"
+    return None
