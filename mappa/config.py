@@ -22,7 +22,7 @@ from mappa.errors import ConfigError
 
 
 def _doc(text: str, **bounds: float) -> Meta:
-    return Meta(description=text, **bounds)  # type: ignore[arg-type]
+    return Meta(description=text, **bounds)  # type: ignore[call-overload]
 
 
 class TasksConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,15 +39,18 @@ class SandboxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     timeout: Annotated[float, _doc("seconds of wall time one execution may take", gt=0)] = 20.0
     memory_mb: Annotated[int, _doc("address space of one process, MiB", ge=256)] = 4096
     file_mb: Annotated[int, _doc("largest file that may be written, MiB", ge=1)] = 64
-    workspace_mb: Annotated[int, _doc("all files of one workspace together, MiB", ge=1)] = 256
+    workspace_mb: Annotated[int, _doc("all files of one workspace together, MiB; /tmp and /dev/shm likewise", ge=1)] = 256
+    workspace_files: Annotated[int, _doc("files and folders one workspace may hold", ge=16)] = 4096
     processes: Annotated[int, _doc("processes and threads one execution may have", ge=1)] = 64
     output_kb: Annotated[int, _doc("stdout and stderr kept of one execution, KiB each", ge=1)] = 16
+    output_limit_mb: Annotated[int, _doc("stdout and stderr together at which an execution is ended, MiB", ge=1)] = 16
     parallel: Annotated[int, _doc("executions at the same time; 0 = one per core", ge=0)] = 0
     preload: Annotated[
         tuple[str, ...], _doc("modules imported once, before any execution, so that importing them later is free")
     ] = ("numpy", "pandas", "sklearn.ensemble", "sklearn.linear_model", "sklearn.model_selection", "sklearn.pipeline")
     unsafe: Annotated[
-        bool, _doc("run model-written code WITHOUT isolation; recorded in the run. Only for code you would run yourself")
+        bool,
+        _doc("run model-written code WITHOUT isolation; recorded in the run. Only for code you would run yourself"),
     ] = False
 
 
@@ -73,7 +76,9 @@ class RolloutConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     samples_per_task: Annotated[int, _doc("episodes of one task within a step", ge=1)] = 1
     repair_upstream: Annotated[
         bool,
-        _doc("when a role fails, let the next one work from reference artefacts, so that it is judged on its own merit"),
+        _doc(
+            "when a role fails, let the next one work from reference artefacts, so that it is judged on its own merit"
+        ),
     ] = True
     deadline: Annotated[float, _doc("seconds an episode may take before it is counted as lost", gt=0)] = 600.0
 
@@ -85,7 +90,9 @@ class LearnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], _doc("of the frozen base; auto: as the run's `dtype`")] = (
         "auto"
     )
-    roles: Annotated[tuple[str, ...], _doc("roles, each with an adapter of its own; the system's, unless embedded")] = ()
+    roles: Annotated[
+        tuple[str, ...], _doc("roles, each with an adapter of its own; the system's, unless embedded")
+    ] = ()
     seed: Annotated[int, _doc("seed of the adapters' initial weights; the run's own unless embedded", ge=0)] = 0
     rank: Annotated[int, _doc("rank of every adapter", ge=1, le=256)] = 16
     alpha: Annotated[float, _doc("LoRA scale is alpha / rank", gt=0)] = 32.0
@@ -110,9 +117,9 @@ class LearnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     beta: Annotated[float, _doc("weight of the per-token KL to the base in the reward", ge=0)] = 0.01
     clip: Annotated[float, _doc("PPO clip range of the ratio to the sampler's policy", gt=0)] = 0.2
     whiten: Annotated[bool, _doc("normalise advantages: mean 0, standard deviation 1 within each group")] = True
-    group_by: Annotated[
-        Literal["role", "role-kind", "all"], _doc("the groups advantages are normalised within")
-    ] = "role"
+    group_by: Annotated[Literal["role", "role-kind", "all"], _doc("the groups advantages are normalised within")] = (
+        "role"
+    )
     tokens_per_micro_batch: Annotated[
         int, _doc("packed tokens per forward and backward pass on one rank, prefixes counted once", ge=64)
     ] = 2048
@@ -169,7 +176,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def config_from(raw: dict[str, Any], *, where: str = "config") -> Config:
-    """Check plain data against `Config`. Raises ConfigError with the path to the wrong key and the nearest right one."""
+    """Check plain data against `Config`. Raises ConfigError that names the wrong key and the nearest right one."""
     _refuse_unknown(raw, Config, prefix="", where=where)
     try:
         # TOML has no tuples and writes 1 where 1.0 is meant; everything else must be of its type.
