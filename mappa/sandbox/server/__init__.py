@@ -1,0 +1,13 @@
+"""The fork server: the other side of the control socket. Standard library only, imports nothing of mappa.
+
+It runs as a process of its own, as the package `server`, started with an empty environment:
+
+    launch.py     makes namespaces and a private root, then executes the interpreter anew inside them
+    main.py       reads requests, forks executions, enforces their deadlines, reports how they ended
+    isolation.py  what one execution is shut into: namespaces, mounts, identity
+    confine.py    what it may use and may not call: rlimits, capabilities, seccomp
+    runner.py     runs the model's code and reports its exception
+
+Invariant: nothing that an execution wrote or read passes through the server's memory. Code, output and reports go
+over descriptors that the server hands on and never reads, so a fork of it holds nothing of an earlier execution.
+"""

@@ -1,0 +1,61 @@
+"""What one execution may use and may not call. The last steps before the model's code runs."""
+
+from __future__ import annotations
+
+import json
+import resource
+from dataclasses import asdict, dataclass
+
+from .seccomp import Filter
+from .syscalls import PR_SET_NO_NEW_PRIVS, drop_capabilities, prctl
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of one execution. Sizes in bytes; `processes` counts threads too."""
+
+    memory: int
+    file: int
+    workspace: int
+    files: int
+    processes: int
+    descriptors: int = 512
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Limits:
+        return cls(**json.loads(text))
+
+
+def limit_resources(limits: Limits, cpu_seconds: int, *, processes: bool = True) -> None:
+    """Set the rlimits, soft and hard. Without `processes` their number stays unlimited: where executions share
+    a user with the rest of the machine, a limit would count that too."""
+    wanted = {
+        resource.RLIMIT_AS: limits.memory,
+        resource.RLIMIT_FSIZE: limits.file,
+        resource.RLIMIT_CPU: cpu_seconds,
+        resource.RLIMIT_NOFILE: limits.descriptors,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_MEMLOCK: 0,
+        resource.RLIMIT_MSGQUEUE: 0,
+    }
+    if processes:
+        wanted[resource.RLIMIT_NPROC] = limits.processes
+    for kind, value in wanted.items():
+        resource.setrlimit(kind, (value, value))
+
+
+class Lock:
+    """No capabilities, no way to gain any, and the system call filter. Irrevocable, inherited by all descendants."""
+
+    def __init__(self) -> None:
+        with open("/proc/sys/kernel/cap_last_cap") as file:
+            self._last_capability = int(file.read())
+        self._filter = Filter()
+
+    def close(self) -> None:
+        drop_capabilities(self._last_capability)
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
+        self._filter.install()

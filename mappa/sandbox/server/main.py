@@ -1,0 +1,255 @@
+"""The server's loop: one thread, one poll. Requests come in, executions are forked, watched, reaped and reported.
+
+Messages are JSON, one per packet of a SOCK_SEQPACKET socket (descriptor 0):
+
+    in   {"op": "open", "workspace": 7}                         -> {"op": "opened", "workspace": 7} + its folder
+         {"op": "close", "workspace": 7}
+         {"op": "run", "id": 3, "workspace": 7, "timeout": 20.0} + code, stdout, stderr, report
+                                                                -> {"op": "ended", "id": 3, "status": 0, ...}
+         {"op": "kill", "id": 3}
+    out  {"op": "ready", ...} once, or {"op": "failed", "error": ...} and the end
+
+When the trainer's end of the socket is closed the server exits; as the first process of its pid namespace it takes
+every execution with it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import importlib
+import json
+import os
+import resource
+import select
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol
+
+from . import runner
+from .confine import Limits
+
+_DESCRIPTORS = 4096
+_GRACE = 1.0
+"""CPU-seconds over its wall time that an execution's processes may each use before the kernel ends them."""
+
+Message = dict[str, Any]
+
+
+class Isolation(Protocol):
+    """How executions are kept apart."""
+
+    def open_workspace(self, number: int) -> int: ...
+
+    def close_workspace(self, number: int) -> None: ...
+
+    def fork(self) -> int: ...
+
+    def enter(self, workspace: int, cpu_seconds: int) -> None: ...
+
+    def kill(self, pid: int, pidfd: int) -> None: ...
+
+
+@dataclass
+class Execution:
+    id: int
+    pid: int
+    pidfd: int
+    started: int
+    """Read end of the pipe on which the fork says that the model's code is about to run."""
+    begin: float
+    deadline: float
+    verdict: str | None = None
+
+
+class Server:
+    def __init__(self, control: socket.socket, isolation: Isolation) -> None:
+        self._control = control
+        self._isolation = isolation
+        self._poll = select.poll()
+        self._running: dict[int, Execution] = {}  # by pidfd
+        self._unsent: deque[tuple[bytes, list[int]]] = deque()
+        self._poll.register(control, select.POLLIN)
+        control.setblocking(False)
+
+    def serve(self) -> None:
+        """Until the trainer goes away."""
+        while True:
+            for descriptor, event in self._poll.poll(self._patience()):
+                if descriptor != self._control.fileno():
+                    self._reap(self._running.pop(descriptor))
+                    continue
+                if event & select.POLLOUT:
+                    self._flush()
+                if event & ~select.POLLOUT and not self._receive():
+                    return
+            self._enforce_deadlines()
+
+    def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
+        """Queue a message. The descriptors are closed once they are sent."""
+        self._unsent.append((json.dumps(message).encode(), list(descriptors)))
+        self._flush()
+
+    def _flush(self) -> None:
+        while self._unsent:
+            data, descriptors = self._unsent[0]
+            try:
+                socket.send_fds(self._control, [data], descriptors)
+            except BlockingIOError:
+                break
+            except (BrokenPipeError, ConnectionError):
+                return  # the next receive sees the end
+            self._unsent.popleft()
+            for descriptor in descriptors:
+                os.close(descriptor)
+        self._poll.modify(self._control, select.POLLIN | (select.POLLOUT if self._unsent else 0))
+
+    def _receive(self) -> bool:
+        """Answer one request. False at the end of the connection."""
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self._control, 1 << 16, 4)
+        except BlockingIOError:
+            return True
+        except ConnectionError:
+            return False
+        if not data:
+            return False
+        request = json.loads(data)
+        match request["op"]:
+            case "run":
+                self._run(request, descriptors)
+            case "kill":
+                for execution in self._running.values():
+                    if execution.id == request["id"]:
+                        self._kill(execution, "killed")
+            case "open":
+                self._open(request["workspace"])
+            case "close":
+                self._isolation.close_workspace(request["workspace"])
+        return True
+
+    def _open(self, number: int) -> None:
+        try:
+            folder = self._isolation.open_workspace(number)
+        except OSError as error:
+            self.send({"op": "opened", "workspace": number, "error": str(error)})
+        else:
+            self.send({"op": "opened", "workspace": number}, [folder])
+
+    def _run(self, request: Message, descriptors: list[int]) -> None:
+        started, starter = os.pipe()
+        begin = time.monotonic()
+        try:
+            pid = self._isolation.fork()
+        except OSError as error:
+            self.send({"op": "ended", "id": request["id"], "failure": f"fork: {error}"})
+            os.close(started)
+        else:
+            if pid == 0:
+                _become_execution(self._isolation, request, [*descriptors, starter])
+            pidfd = os.pidfd_open(pid)
+            self._running[pidfd] = Execution(
+                id=request["id"],
+                pid=pid,
+                pidfd=pidfd,
+                started=started,
+                begin=begin,
+                deadline=begin + request["timeout"],
+            )
+            self._poll.register(pidfd, select.POLLIN)
+        for descriptor in (*descriptors, starter):
+            os.close(descriptor)
+
+    def _reap(self, execution: Execution) -> None:
+        self._poll.unregister(execution.pidfd)
+        self._isolation.kill(execution.pid, execution.pidfd)  # what it left running, where it can leave anything
+        _, status, usage = os.wait4(execution.pid, 0)
+        os.close(execution.pidfd)
+        started = os.read(execution.started, 4096)
+        os.close(execution.started)
+        ended = {
+            "op": "ended",
+            "id": execution.id,
+            "exit_code": os.waitstatus_to_exitcode(status),
+            "verdict": execution.verdict,
+            "cpu": usage.ru_utime + usage.ru_stime,
+            "wall": time.monotonic() - execution.begin,
+        }
+        if started != b"started" and execution.verdict is None:
+            ended["failure"] = started.decode("utf-8", "replace") or "ended before it began"
+        self.send(ended)
+
+    def _patience(self) -> float | None:
+        """Milliseconds until the next deadline."""
+        deadlines = [execution.deadline for execution in self._running.values() if execution.verdict is None]
+        return max(0.0, (min(deadlines) - time.monotonic()) * 1000 + 1) if deadlines else None
+
+    def _enforce_deadlines(self) -> None:
+        now = time.monotonic()
+        for execution in self._running.values():
+            if now >= execution.deadline:
+                self._kill(execution, "timeout")
+
+    def _kill(self, execution: Execution, verdict: str) -> None:
+        if execution.verdict is None:
+            execution.verdict = verdict
+            self._isolation.kill(execution.pid, execution.pidfd)
+
+
+def _become_execution(isolation: Isolation, request: Message, descriptors: list[int]) -> NoReturn:
+    """In the fork: arrange the descriptors, shut everything else, enter the isolation, run the code."""
+    try:
+        code, out, err, report, starter = (_raised(descriptor) for descriptor in descriptors)
+        null = _raised(os.open("/dev/null", os.O_RDONLY))
+        for target, descriptor in enumerate((null, out, err, report, starter, code)):
+            os.dup2(descriptor, target)
+        os.closerange(runner.CODE + 1, _DESCRIPTORS)
+        isolation.enter(request["workspace"], int(request["timeout"] + _GRACE) + 1)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the trainer is told and the fork must not go on
+        os.write(runner.STARTED, f"{type(error).__name__}: {error}".encode()[:4096])
+        os._exit(1)
+    runner.run()
+
+
+def _raised(descriptor: int) -> int:
+    """A duplicate out of the way of the fixed numbers."""
+    return fcntl.fcntl(descriptor, fcntl.F_DUPFD, 64)
+
+
+def main(make_isolation: Callable[[Limits], Isolation]) -> None:
+    """Read the settings, preload, say so, serve. What goes wrong before is told as "failed"."""
+    control = socket.socket(fileno=0)
+    settings = json.loads(control.recv(1 << 16))
+    begin = time.monotonic()
+    stage = "isolation"
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_DESCRIPTORS, _DESCRIPTORS))
+        isolation = make_isolation(Limits(**settings["limits"]))
+        stage = "preload"
+        _preload(settings["preload"])
+    except (OSError, ImportError) as error:
+        told = {"op": "failed", "stage": stage, "error": str(error), "errno": getattr(error, "errno", None)}
+        control.send(json.dumps(told).encode())
+        return
+    server = Server(control, isolation)
+    server.send({"op": "ready", "preload_seconds": time.monotonic() - begin})
+    server.serve()
+
+
+def _preload(names: Sequence[str]) -> None:
+    """Import `names`, then leave this process as its forks should find it: one thread, a frozen heap, no `server`."""
+    for name in names:
+        importlib.import_module(name)
+    threads = len(os.listdir("/proc/self/task"))
+    if threads > 1:
+        raise ImportError(f"importing {', '.join(names)} started {threads - 1} threads, which no fork would have")
+    for name in [name for name in sys.modules if name.partition(".")[0] == __package__]:
+        del sys.modules[name]
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a killed execution keeps what it printed
+    gc.collect()
+    gc.freeze()
+    gc.disable()  # a collection would touch, and so copy, pages that all forks share
