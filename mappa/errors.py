@@ -21,6 +21,10 @@ class SandboxError(MappaError):
     """The sandbox could not be set up or stopped answering. Never raised for what model-written code does."""
 
 
+class CoachError(MappaError):
+    """A coach that cannot score a role at all. A score that is missing once is a Verdict, not an error."""
+
+
 class SamplerError(MappaError):
     """A generation request that could not be answered."""
 
