@@ -9,15 +9,16 @@ import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS = {
-    6: ("mappa.train", "mappa.cli", "mappa.doctor"),
+    6: ("mappa.train", "mappa.lead", "mappa.cli", "mappa.doctor"),
     5: ("mappa.evaluate", "mappa.observe"),
-    4: ("mappa.rollout", "mappa.journal"),
+    4: ("mappa.rollout", "mappa.journal", "mappa.run"),
     3: ("mappa.tasks", "mappa.systems", "mappa.sandbox", "mappa.coach", "mappa.sampler", "mappa.learn"),
     2: ("mappa.model", "mappa.config", "mappa.types"),
     1: ("mappa", "mappa.errors", "mappa_kernels"),
@@ -42,21 +43,32 @@ def part_of(module: str) -> str:
     return names[0] if names[0] == "mappa_kernels" else ".".join(names[:2])
 
 
-def imports_of(name: str, path: Path, known: dict[str, Path]) -> Iterator[tuple[str, int]]:
-    """(module of ours, line) for every import in a file, those inside functions included."""
+class Import(NamedTuple):
+    target: str
+    line: int
+    for_types: bool
+    """Under `if TYPE_CHECKING:`, so it never runs."""
+
+
+def imports_of(name: str, path: Path, known: dict[str, Path]) -> Iterator[Import]:
+    """Every import of a module of ours in one file, those inside functions included."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names if alias.name in known)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                above = package.split(".")[: len(package.split(".")) - node.level + 1]
-                base = ".".join([*above, base] if base else above)
-            for alias in node.names:
-                target = f"{base}.{alias.name}" if f"{base}.{alias.name}" in known else base
-                if target in known:
-                    yield target, node.lineno
+    tree = ast.parse(path.read_text(), str(path))
+    guards = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
+    for_types = {id(inner) for guard in guards for node in guard.body for inner in ast.walk(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            for target in targets_of(node, package, known):
+                yield Import(target, node.lineno, id(node) in for_types)
+
+
+def targets_of(node: ast.Import | ast.ImportFrom, package: str, known: dict[str, Path]) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names if alias.name in known]
+    above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+    base = ".".join([*above, *([node.module] if node.module else [])])
+    names = [f"{base}.{alias.name}" if f"{base}.{alias.name}" in known else base for alias in node.names]
+    return [target for target in names if target in known]
 
 
 def refusal(importer: str, imported: str) -> str | None:
@@ -89,6 +101,30 @@ def test_the_rule_itself(importer: str, imported: str, allowed: bool) -> None:
     assert (refusal(importer, imported) is None) == allowed
 
 
+def test_every_way_to_import_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "rubric.py"
+    path.write_text(
+        "import mappa.config, os\n"
+        "from mappa import types\n"
+        "from mappa.errors import MappaError\n"
+        "from . import context\n"
+        "from ..sandbox.server import main\n"
+        "if TYPE_CHECKING:\n    from mappa.train import train\n"
+        "def late():\n    import mappa_kernels\n"
+    )
+    names = "config types errors coach.context sandbox.server sandbox.server.main train".split()
+    known = dict.fromkeys(["mappa", "mappa_kernels", *(f"mappa.{name}" for name in names)], path)
+    assert sorted(imports_of("mappa.coach.rubric", path, known)) == [
+        ("mappa.coach.context", 4, False),
+        ("mappa.config", 1, False),
+        ("mappa.errors", 3, False),
+        ("mappa.sandbox.server.main", 5, False),
+        ("mappa.train", 7, True),
+        ("mappa.types", 2, False),
+        ("mappa_kernels", 9, False),
+    ]
+
+
 def test_every_module_has_a_floor() -> None:
     homeless = sorted(name for name in modules() if part_of(name) not in FLOOR_OF)
     assert not homeless, f"give {homeless} a floor in {Path(__file__).name}"
@@ -97,17 +133,20 @@ def test_every_module_has_a_floor() -> None:
 def test_imports_go_down() -> None:
     known = modules()
     wrong = [
-        f"{path.relative_to(ROOT)}:{line}: {name} imports {target}: {reason}"
+        f"{path.relative_to(ROOT)}:{found.line}: {name} imports {found.target}: {reason}"
         for name, path in known.items()
-        for target, line in imports_of(name, path, known)
-        if (reason := refusal(name, target))
+        for found in imports_of(name, path, known)
+        if (reason := refusal(name, found.target))
     ]
     assert not wrong, "\n".join(wrong)
 
 
 def test_no_import_circles() -> None:
     known = modules()
-    graph = {name: {target for target, _ in imports_of(name, path, known)} - {name} for name, path in known.items()}
+    graph = {
+        name: {found.target for found in imports_of(name, path, known) if not found.for_types} - {name}
+        for name, path in known.items()
+    }
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
