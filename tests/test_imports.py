@@ -112,7 +112,7 @@ def test_every_way_to_import_is_seen(tmp_path: Path) -> None:
         "if TYPE_CHECKING:\n    from mappa.train import train\n"
         "def late():\n    import mappa_kernels\n"
     )
-    names = "config types errors coach.context sandbox.server sandbox.server.main train".split()
+    names = ["config", "types", "errors", "coach.context", "sandbox.server", "sandbox.server.main", "train"]
     known = dict.fromkeys(["mappa", "mappa_kernels", *(f"mappa.{name}" for name in names)], path)
     assert sorted(imports_of("mappa.coach.rubric", path, known)) == [
         ("mappa.coach.context", 4, False),
