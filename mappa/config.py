@@ -37,9 +37,13 @@ class SandboxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Where model-written code runs, and how much it may use."""
 
     timeout: Annotated[float, _doc("seconds of wall time one execution may take", gt=0)] = 20.0
-    memory_mb: Annotated[int, _doc("address space of one process, MiB", ge=256)] = 4096
+    memory_mb: Annotated[
+        int, _doc("address space of each process and resident memory of all processes of one execution, MiB", ge=256)
+    ] = 4096
     file_mb: Annotated[int, _doc("largest file that may be written, MiB", ge=1)] = 64
-    workspace_mb: Annotated[int, _doc("all files of one workspace together, MiB; /tmp and /dev/shm likewise", ge=1)] = 256
+    workspace_mb: Annotated[int, _doc("all files of one workspace together, MiB; /tmp and /dev/shm likewise", ge=1)] = (
+        256
+    )
     workspace_files: Annotated[int, _doc("files and folders one workspace may hold", ge=16)] = 4096
     processes: Annotated[int, _doc("processes and threads one execution may have", ge=1)] = 64
     output_kb: Annotated[int, _doc("stdout and stderr kept of one execution, KiB each", ge=1)] = 16
@@ -48,6 +52,10 @@ class SandboxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     preload: Annotated[
         tuple[str, ...], _doc("modules imported once, before any execution, so that importing them later is free")
     ] = ("numpy", "pandas", "sklearn.ensemble", "sklearn.linear_model", "sklearn.model_selection", "sklearn.pipeline")
+    tier: Annotated[
+        Literal["auto", "fork-server", "bubblewrap"],
+        _doc("how executions are isolated; auto: as well as this machine can"),
+    ] = "auto"
     unsafe: Annotated[
         bool,
         _doc("run model-written code WITHOUT isolation; recorded in the run. Only for code you would run yourself"),
@@ -188,6 +196,11 @@ def config_from(raw: dict[str, Any], *, where: str = "config") -> Config:
 def cache_home() -> Path:
     """Where base models and prepared tasks are kept: $MAPPA_HOME, or ~/.cache/mappa."""
     return Path(os.environ.get("MAPPA_HOME") or Path.home() / ".cache" / "mappa")
+
+
+def available_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def differences(old: Config, new: Config) -> list[str]:
