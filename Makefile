@@ -15,6 +15,7 @@ STATE   := $(shell { echo '$(CURDIR)'; cat requirements/*.txt; } | sha256sum | c
 TRAIN   := $(ENV)/.train-$(STATE)
 DEV     := $(ENV)/.dev-$(STATE)
 BUILT   := $(ENV)/.built
+BENCHES := $(patsubst bench/%.py,bench.%,$(filter-out bench/__init__.py bench/harness.py,$(wildcard bench/*.py)))
 SOURCES := setup.py pyproject.toml $(wildcard csrc/* csrc/*/*)
 
 .DEFAULT_GOAL := help
@@ -48,6 +49,9 @@ lint: setup-dev ## ruff, mypy, and the direction of imports
 format: setup-dev ## let ruff rewrite what it can
 	$(PY) -m ruff check --fix-only --quiet .
 	$(PY) -m ruff format .
+
+bench-quick: setup-dev ## run every bench on small shapes: that it runs, not how fast
+	@set -e; for program in $(BENCHES); do echo "== $$program"; $(PY) -m $$program --quick; done
 
 lock: setup-dev ## pin what is in .venv now, after an upgrade by hand
 	$(PY) requirements/lock.py
