@@ -84,3 +84,8 @@ def raise_together(fault: MappaError | None) -> None:
         if found is not None:
             kind, message = found
             raise fault if index == rank() and fault is not None else kind(f"rank {index}: {message}")
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        dist.barrier()

@@ -85,7 +85,7 @@ class EpisodeStage:
             temperature=self._services.temperature,
             max_tokens=role.max_tokens,
             stop=role.stop,
-            seed=derive_seed(self._episode.seed, self._episode.id, role.name, turn),
+            seed=derive_seed(self._episode.seed, role.name, turn),
         )
         generation = await self._services.sampler.generate(
             prompt, adapter, params, f"{self._episode.id}/{role.name}/{turn}"

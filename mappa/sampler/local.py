@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping
 
 import torch
@@ -37,6 +38,8 @@ class LocalSampler:
         self._users: dict[str, int] = {}
         self._retired: set[str] = set()
         self._failure: BaseException | None = None
+        self.busy_seconds = 0.0
+        """Wall time spent generating."""
         self._thread = threading.Thread(target=self._serve, name="local-sampler", daemon=True)
         self._thread.start()
 
@@ -130,7 +133,9 @@ class LocalSampler:
         torch.set_num_threads(self._threads)
         try:
             while self._take_messages():
+                started = time.monotonic()
                 self._close(self._engine.advance())
+                self.busy_seconds += time.monotonic() - started
         except BaseException as error:
             self._failure = error
         finally:

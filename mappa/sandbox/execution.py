@@ -30,7 +30,7 @@ class Ended(Struct, frozen=True, kw_only=True):
     """What the server said about how an execution ended; this the model's code cannot forge."""
 
     exit_code: int = 0
-    verdict: Literal["timeout", "memory", "killed"] | None = None
+    verdict: Literal["timeout", "memory", "disk-limit", "killed"] | None = None
     failure: str | None = None
     """Why the model's code did not run at all."""
     cpu: float = 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from mappa.config import SandboxConfig
 from mappa.errors import SandboxError
 from mappa.sandbox.channel import Channel
 from mappa.sandbox.execution import Capture, Ended
-from mappa.sandbox.server.start import command
+from mappa.sandbox.server.start import command, execution_environment
 
 START_SECONDS = 120.0
 _STOP_SECONDS = 5.0
@@ -31,7 +32,10 @@ class ServerLost(Exception):
 
 
 class ServerRefused(SandboxError):
-    """The server could not set itself up; `number` is the errno where the kernel refused."""
+    """The server could not set itself up: its isolation, or the modules to preload (`stage` says which).
+
+    `number` is the errno where the kernel refused.
+    """
 
     def __init__(self, message: str, number: int | None, stage: str) -> None:
         super().__init__(message)
@@ -63,6 +67,7 @@ class ServerProcess:
         self.executions = 0
         self._process = process
         self._log = log
+        self._host_folder: str | None = None
         self._numbers = itertools.count(1)
         self._ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._opening: dict[int, asyncio.Future[int]] = {}
@@ -87,6 +92,7 @@ class ServerProcess:
         if told["op"] == "failed":
             await server.stop()
             raise ServerRefused(told["error"], told.get("errno"), told.get("stage", "isolation"))
+        server._host_folder = told["folder"]
         return server
 
     async def open_workspace(self) -> tuple[int, int]:
@@ -145,6 +151,8 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             await asyncio.to_thread(self._process.wait)
+        if self._host_folder is not None:
+            await asyncio.to_thread(shutil.rmtree, self._host_folder, ignore_errors=True)
         if self._log >= 0:
             os.close(self._log)
             self._log = -1
@@ -218,7 +226,7 @@ def _spawn(mode: str) -> tuple[subprocess.Popen[bytes], socket.socket, int]:
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=log,
-                env={},
+                env=execution_environment(),
                 cwd="/",
                 pass_fds=(trainer,),
                 start_new_session=True,

@@ -12,6 +12,7 @@ from mappa.config import SandboxConfig
 from mappa.errors import SandboxError
 from mappa.sandbox.folder import Folder
 from mappa.sandbox.process import ServerProcess
+from mappa.sandbox.tiers import TierReport, start_server
 from mappa.sandbox.workspace import SandboxWorkspace
 
 _log = logging.getLogger(__name__)
@@ -29,8 +30,9 @@ class Sandbox:
     Everything belongs to the event loop that opened it, and nothing blocks that loop.
     """
 
-    def __init__(self, config: SandboxConfig, server: ServerProcess) -> None:
+    def __init__(self, config: SandboxConfig, server: ServerProcess, report: TierReport) -> None:
         self.config = config
+        self.report = report
         self.slots = asyncio.Semaphore(config.parallel or len(os.sched_getaffinity(0)))
         self._server = server
         self._starting = asyncio.Lock()
@@ -40,9 +42,13 @@ class Sandbox:
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, config: SandboxConfig | None = None) -> AsyncIterator[Sandbox]:
-        """Start the server; on leaving, stop it and everything in it. SandboxError: this machine cannot isolate."""
+        """Start the server; on leaving, stop it and everything in it.
+
+        Isolates as well as this machine can (`report` says how). Raises SandboxError, with what is missing and how to
+        get it, where that is not at all; `config.unsafe` runs without isolation then, and warns.
+        """
         config = config or SandboxConfig()
-        sandbox = cls(config, await ServerProcess.start(config, "guard"))
+        sandbox = cls(config, *await start_server(config))
         try:
             yield sandbox
         finally:
@@ -61,7 +67,7 @@ class Sandbox:
                 raise SandboxError("the sandbox is closed")
             if self._server.lost:
                 await self._server.stop()
-                self._server = await ServerProcess.start(self.config, "guard")
+                self._server, self.report = await start_server(self.config)
             server = self._server
         number, descriptor = await server.open_workspace()
         return server, number, Folder(descriptor)

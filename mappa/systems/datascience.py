@@ -112,5 +112,5 @@ class DataScienceTeam:
         for role in self.roles:
             request = stage.task.prompt if role is ENGINEER else f"Target: {stage.task.target} ({stage.task.kind})."
             action = await stage.act(role, chat(role, request), code=python_block)
-            if action.evidence is not None and not action.evidence.success:
+            if role is not ANALYST and action.evidence is not None and not action.evidence.success:
                 await stage.repair(role)

@@ -164,9 +164,11 @@ async def _probe(
     """Run a probe over `files` in a workspace of its own. Raises SandboxError if it could not be run at all."""
     workspace = await open_workspace()
     try:
-        for name, data in files.items():
-            workspace.put(name, data)
-        workspace.put("request.json", msgspec.json.encode(request))
+        try:
+            for name, data in {**files, "request.json": msgspec.json.encode(request)}.items():
+                workspace.put(name, data)
+        except OSError as error:
+            return _Finding(Report(facts={}, fault=f"{next(iter(files))} could not be opened: {error.strerror}"))
         result = await workspace.run(_program(program))
         if result.outcome == "sandbox-failure":
             raise SandboxError(
@@ -201,7 +203,10 @@ def _collect(workspace: Workspace, names: Sequence[str], limit: int) -> tuple[di
         elif sizes[name] > limit:
             fault = fault or f"{name} has {sizes[name] >> 20} MiB, at most {limit >> 20} are read"
         else:
-            found[name] = workspace.read(name, limit)
+            try:
+                found[name] = workspace.read(name, limit)
+            except OSError as error:
+                fault = fault or f"{name} cannot be read: {error.strerror}"
     return found, fault
 
 

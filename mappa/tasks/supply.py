@@ -14,7 +14,7 @@ from mappa.types import Task, Workspace
 def populate(task: Task, workspace: Workspace) -> None:
     """Put train.csv, test.csv and sample_submission.csv into `workspace`."""
     for name in PUBLIC_FILES:
-        workspace.put(name, read_cached(f"{task.folder}/public/{name}"))
+        _put(task, workspace, name, read_cached(f"{task.folder}/public/{name}"))
 
 
 def repair(task: Task, workspace: Workspace, names: Sequence[str]) -> tuple[str, ...]:
@@ -31,8 +31,15 @@ def repair(task: Task, workspace: Workspace, names: Sequence[str]) -> tuple[str,
             raise TaskError(
                 f"task {task.id} has no {REFERENCE}/{name}: add it, or set rollout.repair_upstream=false"
             ) from None
-        workspace.put(name, data)
+        _put(task, workspace, name, data)
     return put
+
+
+def _put(task: Task, workspace: Workspace, name: str, data: bytes) -> None:
+    try:
+        workspace.put(name, data)
+    except OSError as error:  # model-written code may have filled the workspace, or made a folder of that name
+        raise TaskError(f"task {task.id}: {name} does not go into the workspace: {error.strerror}") from error
 
 
 @lru_cache(maxsize=512)

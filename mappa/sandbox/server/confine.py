@@ -51,11 +51,9 @@ class Lock:
     """No capabilities, no way to gain any, and the system call filter. Irrevocable, inherited by all descendants."""
 
     def __init__(self) -> None:
-        with open("/proc/sys/kernel/cap_last_cap") as file:
-            self._last_capability = int(file.read())
         self._filter = Filter()
 
     def close(self) -> None:
-        drop_capabilities(self._last_capability)
+        drop_capabilities()
         prctl(PR_SET_NO_NEW_PRIVS, 1)
         self._filter.install()

@@ -35,7 +35,7 @@ SERVER_CODE = "/run/server"
 _BASE = "/tmp"  # any directory that exists everywhere: the private root is built on it, then becomes /
 _OLD = "/old"
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
-_SETTINGS = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime", "/etc/fonts", "/sys/devices/system/cpu")
+SYSTEM_SETTINGS = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime", "/etc/fonts", "/sys/devices/system/cpu")
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN = 6, 7, 21
 _PASSWD = "root:x:0:0::/:/bin/sh\nagent:x:1000:1000::/tmp:/bin/sh\n"
@@ -125,9 +125,9 @@ def _guard(trainer: int, keeper: int) -> NoReturn:
 def _build_root() -> list[str]:
     """Make a private root and move into it. Returns the visible paths that lie under /tmp or /dev/shm."""
     mount(None, "/", None, MS_REC | MS_PRIVATE)
-    prefixes = _interpreter_folders()
+    prefixes = interpreter_folders()
     links = {path: os.readlink(path) for path in _SYSTEM if os.path.islink(path)}
-    shown = {path: os.path.realpath(path) for path in (*_SYSTEM, *_SETTINGS, *prefixes) if path not in links}
+    shown = {path: os.path.realpath(path) for path in (*_SYSTEM, *SYSTEM_SETTINGS, *prefixes) if path not in links}
     shown[SERVER_CODE] = os.path.dirname(os.path.realpath(__file__))
     mount("root", _BASE, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=4m")
     os.mkdir(_BASE + _OLD)
@@ -149,7 +149,7 @@ def _build_root() -> list[str]:
     return [path for path in prefixes if path.startswith(("/tmp/", "/dev/shm/"))]
 
 
-def _interpreter_folders() -> list[str]:
+def interpreter_folders() -> list[str]:
     """Where this interpreter, its environment and its base live, without those inside /usr or another one."""
     found = {sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix}
     found |= {os.path.realpath(path) for path in found}

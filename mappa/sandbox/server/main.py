@@ -23,17 +23,17 @@ import os
 import resource
 import select
 import socket
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
-from . import runner
+from . import memory, runner
 from .confine import Limits
 
 _DESCRIPTORS = 4096
+_LOOK_SECONDS = 0.1
 _GRACE = 1.0
 """CPU-seconds over its wall time that an execution's processes may each use before the kernel ends them."""
 
@@ -41,7 +41,10 @@ Message = dict[str, Any]
 
 
 class Isolation(Protocol):
-    """How executions are kept apart."""
+    """How executions are kept apart. Methods raise OSError."""
+
+    folder: str | None
+    """Of the host, where workspaces are; None where they are in memory."""
 
     def open_workspace(self, number: int) -> int: ...
 
@@ -53,6 +56,12 @@ class Isolation(Protocol):
 
     def kill(self, pid: int, pidfd: int) -> None: ...
 
+    def exit_code(self, status: int) -> int: ...
+
+    def is_full(self, workspace: int) -> bool: ...
+
+    def close(self) -> None: ...
+
 
 @dataclass
 class Execution:
@@ -61,33 +70,50 @@ class Execution:
     pidfd: int
     started: int
     """Read end of the pipe on which the fork says that the model's code is about to run."""
+    workspace: int
     begin: float
     deadline: float
     verdict: str | None = None
+    looked_at: float = 0.0
+    """When its memory is worth another look."""
 
 
 class Server:
-    def __init__(self, control: socket.socket, isolation: Isolation) -> None:
+    def __init__(self, control: socket.socket, trainer: int, isolation: Isolation, limits: Limits) -> None:
         self._control = control
+        self._trainer = trainer
         self._isolation = isolation
+        self._limits = limits
+        self._next_look = 0.0
         self._poll = select.poll()
         self._running: dict[int, Execution] = {}  # by pidfd
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
         self._poll.register(control, select.POLLIN)
+        if trainer >= 0:
+            self._poll.register(trainer, select.POLLIN)
         control.setblocking(False)
 
     def serve(self) -> None:
         """Until the trainer goes away."""
         while True:
             for descriptor, event in self._poll.poll(self._patience()):
-                if descriptor != self._control.fileno():
+                if descriptor in self._running:
                     self._reap(self._running.pop(descriptor))
                     continue
+                if descriptor == self._trainer:
+                    return
                 if event & select.POLLOUT:
                     self._flush()
                 if event & ~select.POLLOUT and not self._receive():
                     return
             self._enforce_deadlines()
+            self._look_after()
+
+    def close(self) -> None:
+        """End all executions."""
+        for execution in self._running.values():
+            self._isolation.kill(execution.pid, execution.pidfd)
+        self._isolation.close()
 
     def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
         """Queue a message. The descriptors are closed once they are sent."""
@@ -157,6 +183,7 @@ class Server:
                 pid=pid,
                 pidfd=pidfd,
                 started=started,
+                workspace=request["workspace"],
                 begin=begin,
                 deadline=begin + request["timeout"],
             )
@@ -174,7 +201,7 @@ class Server:
         ended = {
             "op": "ended",
             "id": execution.id,
-            "exit_code": os.waitstatus_to_exitcode(status),
+            "exit_code": self._isolation.exit_code(status),
             "verdict": execution.verdict,
             "cpu": usage.ru_utime + usage.ru_stime,
             "wall": time.monotonic() - execution.begin,
@@ -184,15 +211,34 @@ class Server:
         self.send(ended)
 
     def _patience(self) -> float | None:
-        """Milliseconds until the next deadline."""
+        """Milliseconds until there is something to do that nobody asks for."""
         deadlines = [execution.deadline for execution in self._running.values() if execution.verdict is None]
-        return max(0.0, (min(deadlines) - time.monotonic()) * 1000 + 1) if deadlines else None
+        if not deadlines:
+            return None
+        return max(0.0, (min(self._next_look, *deadlines) - time.monotonic()) * 1000 + 1)
 
     def _enforce_deadlines(self) -> None:
         now = time.monotonic()
         for execution in self._running.values():
             if now >= execution.deadline:
                 self._kill(execution, "timeout")
+
+    def _look_after(self) -> None:
+        """What no rlimit bounds: the memory of all processes of an execution together, and a folder on the host."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + _LOOK_SECONDS
+        watched = {run.pid: run for run in self._running.values() if run.verdict is None and run.looked_at <= now}
+        if not watched:
+            return
+        for pid, resident in memory.trees(watched).items():
+            execution = watched[pid]
+            if sum(resident.values()) > self._limits.memory and memory.proportional(resident) > self._limits.memory:
+                self._kill(execution, "memory")
+            elif self._isolation.is_full(execution.workspace):
+                self._kill(execution, "disk-limit")
+            execution.looked_at = now + 20 * (time.monotonic() - now)  # a look that takes long is taken rarely
 
     def _kill(self, execution: Execution, verdict: str) -> None:
         if execution.verdict is None:
@@ -220,36 +266,40 @@ def _raised(descriptor: int) -> int:
     return fcntl.fcntl(descriptor, fcntl.F_DUPFD, 64)
 
 
-def main(make_isolation: Callable[[Limits], Isolation]) -> None:
-    """Read the settings, preload, say so, serve. What goes wrong before is told as "failed"."""
+def main(make_isolation: Callable[[Limits], Isolation], *, trainer: int = -1, preload: bool = True) -> None:
+    """Read the settings, preload, say so, serve. What goes wrong before is told as "failed".
+
+    `trainer`: a pidfd, where no guard watches it.
+    """
     control = socket.socket(fileno=0)
     settings = json.loads(control.recv(1 << 16))
     begin = time.monotonic()
     stage = "isolation"
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (_DESCRIPTORS, _DESCRIPTORS))
-        isolation = make_isolation(Limits(**settings["limits"]))
+        limits = Limits(**settings["limits"])
+        isolation = make_isolation(limits)
         stage = "preload"
-        _preload(settings["preload"])
+        _preload(settings["preload"] if preload else ())
     except (OSError, ImportError) as error:
         told = {"op": "failed", "stage": stage, "error": str(error), "errno": getattr(error, "errno", None)}
         control.send(json.dumps(told).encode())
         return
-    server = Server(control, isolation)
-    server.send({"op": "ready", "preload_seconds": time.monotonic() - begin})
-    server.serve()
+    server = Server(control, trainer, isolation, limits)
+    server.send({"op": "ready", "preload_seconds": time.monotonic() - begin, "folder": isolation.folder})
+    try:
+        server.serve()
+    finally:
+        server.close()
 
 
 def _preload(names: Sequence[str]) -> None:
-    """Import `names`, then leave this process as its forks should find it: one thread, a frozen heap, no `server`."""
+    """Import `names`, then leave this process as its forks should find it: one thread, a frozen heap."""
     for name in names:
         importlib.import_module(name)
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:
         raise ImportError(f"importing {', '.join(names)} started {threads - 1} threads, which no fork would have")
-    for name in [name for name in sys.modules if name.partition(".")[0] == __package__]:
-        del sys.modules[name]
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a killed execution keeps what it printed
     gc.collect()
     gc.freeze()
     gc.disable()  # a collection would touch, and so copy, pages that all forks share

@@ -60,6 +60,9 @@ def _freshen() -> None:
     if numpy is not None:
         numpy.random.seed()
     sys.argv = [FILENAME]
+    for name in [name for name in sys.modules if name.partition(".")[0] == __package__]:
+        del sys.modules[name]  # the model may have a module of that name
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # what is printed before a kill is kept
     sys.path.insert(0, os.getcwd())
     gc.enable()
 

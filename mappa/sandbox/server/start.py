@@ -36,12 +36,28 @@ def execution_environment() -> dict[str, str]:
 
 
 def main() -> None:
-    """`guard PIDFD`: on the host, make the private root. `serve FACTS`: inside it."""
+    """`guard PIDFD`: on the host, make the private root. `serve FACTS`: inside it, fork executions.
+    `bubblewrap PIDFD`, `unsafe PIDFD`: on the host, start executions. `execute LIMITS`: inside bubblewrap, be one.
+    """
     mode, argument = sys.argv[2:4]
     if mode == "guard":
         from .launch import SERVER_CODE, launch
 
         launch(int(argument), command(os.path.dirname(SERVER_CODE), "serve"), execution_environment())
+    elif mode == "execute":
+        from . import runner
+        from .fallback import confine_execution
+
+        confine_execution(argument)
+        runner.run()
+    elif mode in ("bubblewrap", "unsafe"):
+        from .fallback import Bubblewrap, Nothing
+        from .main import main as serve
+
+        if mode == "bubblewrap":
+            serve(Bubblewrap, trainer=int(argument), preload=False)
+        else:
+            serve(Nothing, trainer=int(argument))
     else:
         from .isolation import Namespaces, Place
         from .main import main as serve

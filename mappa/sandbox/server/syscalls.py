@@ -25,7 +25,6 @@ MNT_DETACH = 2
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_SECCOMP = 22
-PR_CAPBSET_DROP = 24
 PR_SET_NO_NEW_PRIVS = 38
 
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
@@ -103,10 +102,8 @@ def prctl(option: int, value: int, pointer: object = None) -> None:
     _check(_libc.prctl(option, value, pointer, 0, 0), f"prctl {option}")
 
 
-def drop_capabilities(last: int) -> None:
-    """Empty the permitted, effective, inheritable and bounding sets; `last` is the highest capability's number."""
-    for capability in range(last + 1):
-        prctl(PR_CAPBSET_DROP, capability)
+def drop_capabilities() -> None:
+    """Empty the permitted, effective and inheritable sets, and with them the ambient one."""
     header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)
     _check(_libc.capset(ctypes.byref(header), _NO_CAPABILITIES), "capset")
 

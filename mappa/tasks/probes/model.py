@@ -36,6 +36,8 @@ def try_model(folder: Path, request: dict, facts: dict[str, bool]) -> None:
     if not callable(getattr(model, "predict", None)):
         raise Wrong(f"model.pkl holds a {type(model).__name__}, which has no predict")
     facts["has_predict"] = True
+    if not request["features"]:
+        raise Wrong("there is no table to try the model on")
     features = load(folder / request["features"])
     ids = list(pd.read_csv(folder / request["table"], usecols=[request["id_column"]])[request["id_column"]])
     predictions = predict(model, features, request["features"])

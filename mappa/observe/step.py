@@ -1,0 +1,66 @@
+"""One step's numbers from its episodes and what the learner reported."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+
+from mappa.learn.report import LearnReport, RoleReport
+from mappa.observe.metrics import RoleMetrics, Seconds, StepMetrics
+from mappa.types import Action, Episode
+
+
+def step_metrics(
+    episodes: Sequence[Episode], report: LearnReport, seconds: Seconds, tokens_generated: int
+) -> StepMetrics:
+    """What a step came to. Lost episodes are counted and left out of every mean."""
+    kept = [episode for episode in episodes if episode.error is None]
+    return StepMetrics(
+        step=report.step,
+        episodes=len(episodes),
+        lost=len(episodes) - len(kept),
+        success=_mean(episode.outcome is not None and episode.outcome.success for episode in kept),
+        roles={
+            role: _role([action for episode in kept for action in episode.actions if action.role == role], learned)
+            for role, learned in report.roles.items()
+        },
+        tokens_generated=tokens_generated,
+        tokens_trained=report.tokens_trained,
+        tokens_computed=report.tokens_computed,
+        seconds=seconds,
+        peak_memory_gb=peak_memory_gb(),
+    )
+
+
+def peak_memory_gb() -> float:
+    """Most memory this process has held so far, GiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 30 if sys.platform == "darwin" else 1 << 20)
+
+
+def _role(actions: Sequence[Action], learned: RoleReport) -> RoleMetrics:
+    scores = [action.verdict.score for action in actions if action.verdict is not None]
+    return RoleMetrics(
+        actions=len(actions),
+        score=_mean(score for score in scores if score is not None),
+        missing_scores=len(actions) - sum(score is not None for score in scores),
+        success=_mean(action.evidence is not None and action.evidence.success for action in actions),
+        distinct=len({action.output_ids for action in actions}) / len(actions) if actions else None,
+        tokens=_mean(len(action.output_ids) for action in actions),
+        truncated=_mean(action.finish_reason == "length" for action in actions),
+        entropy=learned.entropy,
+        logprob=_mean(value for action in actions for value in action.logprobs),
+        kl=learned.kl,
+        clip_fraction=learned.clip_fraction,
+        ratio=learned.ratio,
+        advantage_std=learned.advantage_std,
+        grad_norm=learned.grad_norm,
+        lr=learned.lr,
+    )
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return fmean(found) if found else None

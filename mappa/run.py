@@ -1,0 +1,116 @@
+"""The folder of one run: what belongs to it, whether it may go on, and what it still has to do.
+
+    runs/NAME/
+        config.json             the config it was started with
+        journal.sqlite          every episode, action, verdict
+        metrics.jsonl           one line per step
+        checkpoints/step-N/     to resume from
+        evaluation-*.json       measurements on the held-out tasks
+        adapters/ROLE/          the trained team, PEFT format
+        summary.json, curves.png, tensorboard/
+"""
+
+from __future__ import annotations
+
+import fcntl
+import random
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from mappa.config import Config, config_from, differences
+from mappa.errors import ConfigError, DiskError
+from mappa.learn import checkpoint
+from mappa.types import Task
+
+_NEEDED_BYTES = 1 << 30
+
+
+class Run:
+    """A run's folder, locked for this process while open."""
+
+    def __init__(self, folder: Path, config: Config, lock: IO[str]) -> None:
+        self.folder = folder
+        self.config = config
+        self.checkpoints = folder / "checkpoints"
+        self.journal = folder / "journal.sqlite"
+        self.metrics = folder / "metrics.jsonl"
+        self.adapters = folder / "adapters"
+        self.notes: list[str] = []
+        """What a person should be told when the run goes on."""
+        self._lock = lock
+
+    @classmethod
+    def open(cls, config: Config, *, fresh: bool) -> Run:
+        """Open the run's folder to begin or to go on. Raises ConfigError if it belongs to another config or another
+        process is at work in it, DiskError if there is no room to work in."""
+        folder = Path(config.runs) / config.name
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = _lock(folder.with_name(f".{folder.name}.lock"), folder)
+        if fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(exist_ok=True)
+        if shutil.disk_usage(folder).free < _NEEDED_BYTES:
+            raise DiskError(f"less than 1 GiB is free under {folder}; free some or set runs=FOLDER elsewhere")
+        stamp = folder / "config.json"
+        if stamp.exists():
+            _refuse_other(stamp, config, folder)
+        else:
+            building = stamp.with_suffix(".building")
+            building.write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2))
+            building.rename(stamp)
+        return cls(folder, config, lock)
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / checkpoint.name(step)
+
+    def last_checkpoint(self) -> Path | None:
+        """Where to go on from; damaged checkpoints are passed over, each with a note."""
+        found, refused = checkpoint.latest(self.checkpoints)
+        self.notes += [f"{line}; going on from the one before it" for line in refused]
+        if found is not None:
+            self.notes.append(f"continuing {self.folder} from {found.name}")
+        return found
+
+    def prune(self) -> None:
+        """Keep the newest `keep` checkpoints."""
+        checkpoint.prune(self.checkpoints, self.config.keep)
+
+    def close(self) -> None:
+        self._lock.close()
+
+
+def tasks_of_step(tasks: Sequence[Task], step: int, count: int, seed: int) -> list[Task]:
+    """The tasks of one step: `count` in a row out of endless shuffled passes over all. Depends on its arguments alone."""
+    chosen = []
+    for position in range(step * count, (step + 1) * count):
+        order = list(range(len(tasks)))
+        random.Random(f"{seed}/{position // len(tasks)}").shuffle(order)
+        chosen.append(tasks[order[position % len(tasks)]])
+    return chosen
+
+
+def _lock(path: Path, folder: Path) -> IO[str]:
+    lock = path.open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise ConfigError(f"another process is at work in {folder}; wait for it, stop it, or set name=OTHER") from None
+    return lock
+
+
+def _refuse_other(stamp: Path, config: Config, folder: Path) -> None:
+    try:
+        old = config_from(msgspec.json.decode(stamp.read_bytes()), where=str(stamp))
+    except (ConfigError, msgspec.DecodeError) as error:
+        raise ConfigError(f"{folder} was made by another version of mappa ({error}); run with --fresh, or set name=OTHER") from error
+    changed = differences(old, config)
+    if changed:
+        listed = "\n  ".join(changed)
+        raise ConfigError(
+            f"{folder} holds a run of another config:\n  {listed}\nrun with --fresh to start over, or set name=OTHER"
+        )

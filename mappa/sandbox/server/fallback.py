@@ -1,0 +1,147 @@
+"""Isolation where this machine does not let us make namespaces: bubblewrap for each execution, or, unsafe, none.
+
+Workspaces are folders of the host here, below one private folder. Their size is bound by looking, not by the kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from typing import NoReturn
+
+from . import syscalls as sys_
+from .confine import Limits, Lock, limit_resources
+from .launch import EXECUTION_ID, SERVER_CODE, SYSTEM_SETTINGS, WORKSPACE, interpreter_folders
+from .start import command, execution_environment
+
+
+class HostFolders:
+    """Workspaces as folders of the host."""
+
+    def __init__(self, limits: Limits, owner: int | None) -> None:
+        self.folder: str | None = tempfile.mkdtemp(prefix="mappa-sandbox-", dir="/tmp")
+        self._limits = limits
+        self._owner = owner
+        os.chmod(self.folder, 0o711)
+
+    def open_workspace(self, number: int) -> int:
+        path = self._path(number)
+        os.mkdir(path, 0o700)
+        if self._owner is not None:
+            os.chown(path, self._owner, self._owner)
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+
+    def close_workspace(self, number: int) -> None:
+        shutil.rmtree(self._path(number), ignore_errors=True)
+
+    def fork(self) -> int:
+        return os.fork()
+
+    def is_full(self, workspace: int) -> bool:
+        """More bytes or files than a workspace may hold."""
+        size = count = 0
+        for folder, folders, files in os.walk(self._path(workspace)):
+            count += len(folders) + len(files)
+            for name in files:
+                with contextlib.suppress(OSError):
+                    size += os.lstat(os.path.join(folder, name)).st_blocks * 512
+        return size > self._limits.workspace or count > self._limits.files
+
+    def close(self) -> None:
+        if self.folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, number: int) -> str:
+        return f"{self.folder}/{number}"
+
+
+class Bubblewrap(HostFolders):
+    """Every execution starts bubblewrap, which starts a plain interpreter: nothing is preloaded.
+
+    As root it is run with root's powers and the interpreter becomes another user before it reads the code; as an
+    ordinary user it makes a user namespace (or is installed set-uid).
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        program = shutil.which("bwrap", path="/usr/local/bin:/usr/bin:/bin")
+        if program is None:
+            raise OSError(errno.ENOENT, "bubblewrap is not installed")
+        self._program = program
+        self._limits = limits
+        self._is_root = os.geteuid() == 0
+        tried = subprocess.run([*self._wrapper("/tmp"), "/bin/true"], capture_output=True, text=True, check=False)
+        if tried.returncode:
+            raise OSError(errno.EPERM, f"bubblewrap does not work here: {tried.stderr.strip()}")
+        super().__init__(limits, EXECUTION_ID if self._is_root else None)
+
+    def enter(self, workspace: int, cpu_seconds: int) -> NoReturn:
+        """Replace the calling process by one that runs `execute` inside."""
+        sys_.prctl(sys_.PR_SET_PDEATHSIG, signal.SIGKILL)
+        inner = command(os.path.dirname(SERVER_CODE), "execute", f"{cpu_seconds} {self._limits.to_json()}")
+        os.execve(self._program, [*self._wrapper(self._path(workspace)), *inner], execution_environment())
+
+    def kill(self, pid: int, pidfd: int) -> None:
+        del pid
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+    def exit_code(self, status: int) -> int:
+        """Bubblewrap passes a signal on as 128 + its number."""
+        code = os.waitstatus_to_exitcode(status)
+        return 128 - code if 128 < code <= 128 + signal.SIGRTMAX else code
+
+    def _wrapper(self, workspace: str) -> list[str]:
+        words = [self._program, "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
+        words += ["--die-with-parent", "--new-session", "--hostname", "sandbox"]
+        if not self._is_root:
+            words += ["--unshare-user", "--uid", "1000", "--gid", "1000"]
+        for path in ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64"):
+            if os.path.islink(path):
+                words += ["--symlink", os.readlink(path), path]
+            else:
+                words += ["--ro-bind-try", path, path]
+        words += ["--proc", "/proc", "--dev", "/dev"]
+        for path in ("/tmp", "/dev/shm"):
+            words += ["--perms", "1777", "--size", str(self._limits.workspace), "--tmpfs", path]
+        for path in (*SYSTEM_SETTINGS, *interpreter_folders()):
+            words += ["--ro-bind-try", path, path]
+        words += ["--ro-bind", os.path.dirname(os.path.realpath(__file__)), SERVER_CODE]
+        return [*words, "--bind", workspace, WORKSPACE, "--chdir", WORKSPACE]
+
+
+def confine_execution(settings: str) -> None:
+    """Inside bubblewrap, before the code is read: another user, rlimits, no capabilities, the filter."""
+    cpu_seconds, _, limits = settings.partition(" ")
+    lock = Lock()
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setresgid(EXECUTION_ID, EXECUTION_ID, EXECUTION_ID)
+        os.setresuid(EXECUTION_ID, EXECUTION_ID, EXECUTION_ID)
+    limit_resources(Limits.from_json(limits), int(cpu_seconds))
+    lock.close()
+
+
+class Nothing(HostFolders):
+    """No isolation: a fork with rlimits, in its own session. Only for code one would run oneself."""
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(limits, owner=None)
+
+    def enter(self, workspace: int, cpu_seconds: int) -> None:
+        sys_.prctl(sys_.PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.setsid()
+        os.chdir(self._path(workspace))
+        limit_resources(self._limits, cpu_seconds, processes=False)
+
+    def kill(self, pid: int, pidfd: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.killpg(pid, signal.SIGKILL)
+
+    def exit_code(self, status: int) -> int:
+        return os.waitstatus_to_exitcode(status)
