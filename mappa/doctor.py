@@ -6,7 +6,6 @@ finding, not the end of the examination.
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import os
 import platform
@@ -24,7 +23,7 @@ import msgspec
 from msgspec import Struct
 from rich.console import Console
 
-from mappa.config import SandboxConfig, cache_home
+from mappa.config import cache_home
 from mappa.errors import MappaError
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -44,6 +43,7 @@ LIBRARIES = (
     "transformers",
 )
 IMPORT_SECONDS = 120
+UPDATE = "update the system's kernel; until then run nothing that a model wrote here"
 
 
 class Check(Struct, frozen=True, kw_only=True):
@@ -178,21 +178,20 @@ def _deepspeed() -> list[Check]:
 
 
 def _sandbox() -> list[Check]:
-    try:
-        from mappa.sandbox import Sandbox
+    from mappa.sandbox import probe
 
-        async def prove() -> str:
-            async with Sandbox.open(SandboxConfig(preload=())) as sandbox:
-                workspace = await sandbox.workspace()
-                result = await workspace.run("print('isolated')")
-                return result.stdout
-    except ImportError as error:
-        return [_need("sandbox", False, str(error), _install("mappa"))]
     try:
-        proven = asyncio.run(prove())
+        report = probe()
     except MappaError as error:
-        return [_need("sandbox", False, str(error), "sudo apt-get install -y bubblewrap")]
-    return [_need("sandbox", proven == "isolated\n", "ran a program in isolation")]
+        return [_need("sandbox", False, str(error), _install("mappa[train]"))]
+    got_through = [attack for attack, stopped in report.attacks.items() if not stopped]
+    if report.tier is None:
+        found = "; ".join(report.reasons)
+    elif got_through:
+        found = f"{report.tier}, which did NOT stop: {', '.join(got_through)}"
+    else:
+        found = f"{report.tier}, stopped {len(report.attacks)} of {len(report.attacks)} attacks from inside"
+    return [_need("sandbox", report.tier is not None and report.proven, found, report.remedy or UPDATE)]
 
 
 def _disk() -> list[Check]:

@@ -52,7 +52,7 @@ def test_a_prepared_machine_is_found_ready(tmp_path: Path) -> None:
     assert {name for name, check in checks.items() if check.needed and not check.ok} == set()
     assert status == 0
     assert "2.13.0" in checks["torch"].found
-    assert "isolat" in checks["sandbox"].found
+    assert "attacks" in checks["sandbox"].found
     assert str(tmp_path / "models") in checks["base model"].found
 
 
