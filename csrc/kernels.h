@@ -1,0 +1,77 @@
+// What the driver (compiled for any machine) and the kernels (compiled once per instruction set) share: plain data
+// and a table of functions. A tile is a group of tokens, one per lane; a slab is a group of vocabulary rows.
+#pragma once
+
+#include <cstdint>
+
+namespace mappa {
+
+enum class Type { float32, bfloat16, float16 };
+
+// A matrix in memory as torch holds it; strides in elements.
+struct Matrix {
+  const void* data;
+  int64_t rows, columns, row_stride, column_stride;
+  Type type;
+};
+
+constexpr int MAX_TOKENS = 32;
+
+// Running softmax statistics of a tile's tokens over the vocabulary rows seen so far, with z = logit * scale,
+// e = exp(z - maximum).
+struct TileState {
+  float scale[MAX_TOKENS];    // 1 / temperature
+  int64_t target[MAX_TOKENS];  // -1 where the tile has no token
+  float at_target[MAX_TOKENS];  // raw logit of the target
+  float maximum[MAX_TOKENS];
+  double total[MAX_TOKENS];     // sum of e
+  double weighted[MAX_TOKENS];  // sum of e (z - maximum)
+  // What the last update did to the sums of the rows before it: new = factor * old, after weighted += drop * total.
+  float factor[MAX_TOKENS];
+  float drop[MAX_TOKENS];  // old maximum - new maximum
+};
+
+// What turns logits into the gradient of the loss in them.
+struct TileGradient {
+  float lse[MAX_TOKENS];
+  float entropy[MAX_TOKENS];
+  float grad_logprob[MAX_TOKENS];
+  float grad_entropy[MAX_TOKENS];
+};
+
+struct Kernels {
+  const char* name;
+  int tokens;  // of a tile
+  int rows;    // of a slab
+  int block;   // columns that stand together in a slab: [ceil(width / block)][rows][block]
+
+  // Rows [first, first + count) in fp32, [count][ld]; columns from matrix.columns to ld are zero.
+  void (*read)(const Matrix& matrix, int64_t first, int64_t count, float* out, int64_t ld);
+  // One row of fp32 into `matrix`, rounded to its type. Its columns must be contiguous.
+  void (*write)(const Matrix& matrix, int64_t row, const float* values);
+  // Rows [first, first + rows) as a slab, zeros beyond the matrix. `row` is room for matrix.columns floats.
+  void (*pack)(const Matrix& matrix, int64_t first, float* slab, float* row);
+
+  // logits[rows][tokens] = slab . tile, with tile [width][tokens].
+  void (*logits)(int64_t width, const float* slab, const float* tile, float* logits);
+  // Take `count` rows of logits, from vocabulary row `first`, into the statistics. Leaves e in `logits` and, where it
+  // is not null, e (z - maximum) in `weighted`. True where sums of earlier rows must be rescaled.
+  bool (*update)(TileState& state, int64_t first, int64_t count, float* logits, float* weighted);
+  // sum *= factor, and before that weighted += drop * sum; both [width][tokens], weighted may be null.
+  void (*rescale)(const TileState& state, int64_t width, float* sum, float* weighted);
+  // sum[width][tokens] += slab' . shares, with shares [count][tokens].
+  void (*add_rows)(int64_t width, int64_t count, const float* slab, const float* shares, float* sum);
+
+  // Logits [rows][tokens] of vocabulary rows from `first` become d loss / d (logit * scale) * scale.
+  void (*coefficients)(const TileState& state, const TileGradient& gradient, int64_t first, float* logits);
+  // sum[rows][ld] += coefficients[rows][tokens] . states, with states [tokens][ld], ld a multiple of `tokens`.
+  void (*add_outer)(int64_t ld, const float* coefficients, const float* states, float* sum);
+};
+
+const Kernels& kernels_portable();
+#ifdef MAPPA_X86
+const Kernels& kernels_avx2();
+const Kernels& kernels_avx512();
+#endif
+
+}  // namespace mappa

@@ -1,0 +1,171 @@
+#include "products.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/native/CPUBlas.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include <vector>
+
+#include "matrix.h"
+
+namespace mappa {
+namespace {
+
+class Float32Products final : public Products {
+ public:
+  Float32Products(const Kernels& kernels, const at::Tensor& hidden, const at::Tensor& weight)
+      : kernels_(kernels),
+        weight_(matrix(weight)),
+        size_(divide_up(weight_.columns, kernels.block) * kernels.block * kernels.rows),
+        tiles_(token_tiles(kernels, hidden)),
+        panel_(at::empty({PANEL, size_}, at::kFloat)),
+        rows_(at::empty({PANEL, weight_.columns}, at::kFloat)) {}
+
+  void prepare(int64_t index, int64_t first) override {
+    kernels_.pack(weight_, first, slab(index), rows_.data_ptr<float>() + index * weight_.columns);
+  }
+
+  void logits(int64_t index, int64_t, int64_t tile, float* logits) override {
+    const float* tokens = tiles_.const_data_ptr<float>() + tile * weight_.columns * kernels_.tokens;
+    kernels_.logits(weight_.columns, slab(index), tokens, logits);
+  }
+
+  void add_rows(int64_t index, int64_t, int64_t count, const float* shares, float*, float* sum) override {
+    kernels_.add_rows(weight_.columns, count, slab(index), shares, sum);
+  }
+
+ private:
+  float* slab(int64_t index) const { return panel_.mutable_data_ptr<float>() + index * size_; }
+
+  const Kernels& kernels_;
+  const Matrix weight_;
+  const int64_t size_;
+  const at::Tensor tiles_, panel_, rows_;
+};
+
+// Pairs of consecutive rows of B stand together (VNNI), as the bfloat16 instructions read them.
+using BFloat = at::BFloat16;
+
+void emulated_brgemm(int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add, const BFloat* a,
+                     const BFloat* b, float* c) {
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t j = 0; j < n; ++j) {
+      float sum = add ? c[i * ldc + j] : 0.0f;
+      for (int64_t d = 0; d < k; ++d)
+        sum += static_cast<float>(a[i * lda + d]) * static_cast<float>(b[(d / 2 * ldb + j) * 2 + d % 2]);
+      c[i * ldc + j] = sum;
+    }
+}
+
+// Logits take the weight as it lies in memory; only the second product needs it transposed.
+class BFloat16Products final : public Products {
+ public:
+  BFloat16Products(const Kernels& kernels, const at::Tensor& hidden, const at::Tensor& weight, bool transposed,
+                   bool emulate)
+      : kernels_(kernels),
+        weight_(matrix(weight)),
+        width_(divide_up(weight_.columns, 2) * 2),
+        emulate_(emulate),
+        transposed_(transposed),
+        pairs_(token_pairs(hidden)) {
+    if (transposed) panel_ = at::empty({PANEL, weight_.columns, kernels.rows}, at::kBFloat16);
+    if (width_ != weight_.columns) odd_ = at::zeros({PANEL, kernels.rows, width_}, at::kBFloat16);
+  }
+
+  void prepare(int64_t index, int64_t first) override {
+    const int64_t count = std::min<int64_t>(kernels_.rows, weight_.rows - first);
+    const BFloat* rows = source() + first * weight_.row_stride;
+    if (odd_.defined())
+      for (int64_t r = 0; r < count; ++r)
+        std::copy_n(rows + r * weight_.row_stride, weight_.columns, odd_row(index) + r * width_);
+    if (!transposed_) return;
+    BFloat* out = panel(index);
+    for (int64_t r0 = 0; r0 < kernels_.rows; r0 += 16)  // blocks of a few cache lines both ways
+      for (int64_t k = 0; k < weight_.columns; ++k)
+        for (int64_t r = r0; r < std::min<int64_t>(r0 + 16, kernels_.rows); ++r)
+          out[k * kernels_.rows + r] = r < count ? rows[r * weight_.row_stride + k] : BFloat(0);
+  }
+
+  void logits(int64_t index, int64_t first, int64_t tile, float* logits) override {
+    const int64_t count = std::min<int64_t>(kernels_.rows, weight_.rows - first), n = kernels_.tokens;
+    const BFloat* a = odd_.defined() ? odd_row(index) : source() + first * weight_.row_stride;
+    const int64_t lda = odd_.defined() ? width_ : weight_.row_stride;
+    product(count, n, width_, lda, false, a, pairs_.const_data_ptr<BFloat>() + tile * width_ * n, logits);
+  }
+
+  void add_rows(int64_t index, int64_t, int64_t count, const float* shares, float* room, float* sum) override {
+    const int64_t n = kernels_.tokens, even = divide_up(count, 2) * 2;
+    auto* pairs = reinterpret_cast<BFloat*>(room);
+    for (int64_t r = 0; r < even; ++r)
+      for (int64_t t = 0; t < n; ++t)
+        pairs[(r / 2 * n + t) * 2 + r % 2] = r < count ? BFloat(shares[r * n + t]) : BFloat(0);
+    product(weight_.columns, n, even, kernels_.rows, true, panel(index), pairs, sum);
+  }
+
+  void release() override {
+    if (!emulate_) at::native::cpublas::brgemm_release(true);
+  }
+
+ private:
+  void product(int64_t m, int64_t n, int64_t k, int64_t lda, bool add, const BFloat* a, const BFloat* b, float* c) {
+    if (emulate_) emulated_brgemm(m, n, k, lda, n, n, add, a, b, c);
+    else at::native::cpublas::brgemm(m, n, k, lda, n, n, add, a, b, c, true);
+  }
+
+  // hidden as [tiles][width / 2][tokens][2].
+  at::Tensor token_pairs(const at::Tensor& hidden) const {
+    const int64_t n = kernels_.tokens, tiles = divide_up(hidden.size(0), n);
+    at::Tensor pairs = at::zeros({tiles, width_ / 2, n, 2}, at::kBFloat16);
+    const Matrix states = matrix(hidden);
+    const auto* in = static_cast<const BFloat*>(states.data);
+    auto* out = pairs.mutable_data_ptr<BFloat>();
+    at::parallel_for(0, states.rows, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t)
+        for (int64_t k = 0; k < states.columns; ++k)
+          out[((t / n * (width_ / 2) + k / 2) * n + t % n) * 2 + k % 2] =
+              in[t * states.row_stride + k * states.column_stride];
+    });
+    return pairs;
+  }
+
+  const BFloat* source() const { return static_cast<const BFloat*>(weight_.data); }
+  BFloat* panel(int64_t index) const { return panel_.mutable_data_ptr<BFloat>() + index * panel_.stride(0); }
+  BFloat* odd_row(int64_t index) const { return odd_.mutable_data_ptr<BFloat>() + index * odd_.stride(0); }
+
+  const Kernels& kernels_;
+  const Matrix weight_;
+  const int64_t width_;
+  const bool emulate_, transposed_;
+  const at::Tensor pairs_;
+  at::Tensor panel_, odd_;
+};
+
+}  // namespace
+
+at::Tensor token_tiles(const Kernels& kernels, const at::Tensor& hidden) {
+  const Matrix states = matrix(hidden);
+  const int64_t n = kernels.tokens, tiles = divide_up(states.rows, n);
+  at::Tensor out = at::zeros({tiles, states.columns, n}, at::kFloat);
+  float* const data = out.mutable_data_ptr<float>();
+  at::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> row(states.columns);
+    for (int64_t t = begin * n; t < std::min(end * n, states.rows); ++t) {
+      kernels.read(states, t, 1, row.data(), states.columns);
+      float* to = data + t / n * states.columns * n + t % n;
+      for (int64_t k = 0; k < states.columns; ++k) to[k * n] = row[k];
+    }
+  });
+  return out;
+}
+
+std::unique_ptr<Products> float32_products(const Kernels& kernels, const at::Tensor& hidden, const at::Tensor& weight) {
+  return std::make_unique<Float32Products>(kernels, hidden, weight);
+}
+
+std::unique_ptr<Products> bfloat16_products(const Kernels& kernels, const at::Tensor& hidden, const at::Tensor& weight,
+                                            bool transposed, bool emulate) {
+  return std::make_unique<BFloat16Products>(kernels, hidden, weight, transposed, emulate);
+}
+
+}  // namespace mappa

@@ -1,0 +1,39 @@
+// The two matrix products of a sweep, in the two ways they can be computed.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+
+#include "kernels.h"
+
+namespace mappa {
+
+// logits = W_slab h' and sum += W_slab' shares, for tiles of tokens. Shared by all threads; `prepare` is called for
+// each slab of a panel before that panel's products.
+class Products {
+ public:
+  virtual ~Products() = default;
+  // Convert or transpose the slab that begins at vocabulary row `first` into the panel's place `index`.
+  virtual void prepare(int64_t index, int64_t first) = 0;
+  // logits [rows][tokens] of the slab at `index`, for tile `tile`.
+  virtual void logits(int64_t index, int64_t first, int64_t tile, float* logits) = 0;
+  // sum [width][tokens] += slab' . shares [count][tokens]; `room` is scratch of the size of shares.
+  virtual void add_rows(int64_t index, int64_t first, int64_t count, const float* shares, float* room, float* sum) = 0;
+  // Called by each thread after its share of a panel.
+  virtual void release() {}
+};
+
+constexpr int64_t PANEL = 4;  // slabs between two meetings of the threads
+
+// Each slab converted to fp32 once for all tokens; any type, any strides.
+std::unique_ptr<Products> float32_products(const Kernels& kernels, const at::Tensor& hidden, const at::Tensor& weight);
+
+// bfloat16 through at's brgemm, or through plain loops where `emulate`. The weight's columns must be contiguous.
+std::unique_ptr<Products> bfloat16_products(const Kernels& kernels, const at::Tensor& hidden, const at::Tensor& weight,
+                                            bool transposed, bool emulate);
+
+// hidden [T, H] as tiles [T / tokens][H][tokens] in fp32, zeros beyond T.
+at::Tensor token_tiles(const Kernels& kernels, const at::Tensor& hidden);
+
+}  // namespace mappa

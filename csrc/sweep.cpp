@@ -1,0 +1,202 @@
+#include "sweep.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/native/CPUBlas.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include <atomic>
+#include <cfloat>
+#include <cmath>
+#include <vector>
+
+#include "matrix.h"
+#include "products.h"
+#include "select.h"
+
+namespace mappa {
+namespace {
+
+enum class BFloat16Path { automatic, float32, emulated };
+std::atomic<BFloat16Path> bfloat16_choice{BFloat16Path::automatic};
+
+bool has_bfloat16() {
+  static const bool has = at::native::cpublas::could_pack(at::kBFloat16);
+  return has;
+}
+
+std::unique_ptr<Products> products(const Kernels& k, const at::Tensor& hidden, const at::Tensor& weight,
+                                   bool transposed) {
+  const auto path = bfloat16_choice.load();
+  const bool emulate = path == BFloat16Path::emulated;
+  const bool native = path == BFloat16Path::automatic && has_bfloat16();
+  if (hidden.scalar_type() == at::kBFloat16 && weight.stride(1) == 1 && (emulate || native))
+    return bfloat16_products(k, hidden, weight, transposed, emulate);
+  return float32_products(k, hidden, weight);
+}
+
+// The statistics of every tile, before any vocabulary row is seen.
+std::vector<TileState> initial_states(const Kernels& k, const at::Tensor& targets, const at::Tensor& scale) {
+  const int64_t tokens = targets.size(0);
+  std::vector<TileState> states(divide_up(tokens, k.tokens));
+  for (int64_t t = 0; t < static_cast<int64_t>(states.size()) * k.tokens; ++t) {
+    TileState& state = states[t / k.tokens];
+    const int64_t lane = t % k.tokens;
+    const bool real = t < tokens;
+    state.scale[lane] = real ? scale.const_data_ptr<float>()[t] : 1.0f;
+    state.target[lane] = real ? targets.const_data_ptr<int64_t>()[t] : -1;
+    state.at_target[lane] = 0.0f;
+    state.maximum[lane] = -FLT_MAX;
+    state.total[lane] = state.weighted[lane] = 0.0;
+  }
+  return states;
+}
+
+// Sums of e W and of e (z - maximum) W, [tiles][width][tokens] each; null where nobody asked.
+struct Sums {
+  float* mean;
+  float* weighted;
+  int64_t size;  // of one tile
+  float* mean_of(int64_t tile) const { return mean ? mean + tile * size : nullptr; }
+  float* weighted_of(int64_t tile) const { return weighted ? weighted + tile * size : nullptr; }
+};
+
+void run_panel(const Kernels& k, Products& products, int64_t first, int64_t rows, std::vector<TileState>& states,
+               const Sums& sums, const at::Tensor& scratch) {
+  const int64_t slabs = divide_up(rows, k.rows), area = static_cast<int64_t>(k.rows) * k.tokens;
+  at::parallel_for(0, slabs, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t index = begin; index < end; ++index) products.prepare(index, first + index * k.rows);
+  });
+  at::parallel_for(0, states.size(), 1, [&](int64_t begin, int64_t end) {
+    float* const logits = scratch.mutable_data_ptr<float>() + at::get_thread_num() * 3 * area;
+    float *const weighted = sums.weighted ? logits + area : nullptr, *const room = logits + 2 * area;
+    for (int64_t index = 0; index < slabs; ++index)
+      for (int64_t tile = begin; tile < end; ++tile) {
+        const int64_t row = first + index * k.rows, count = std::min<int64_t>(k.rows, first + rows - row);
+        products.logits(index, row, tile, logits);
+        const bool rescale = k.update(states[tile], row, count, logits, weighted);
+        if (!sums.mean) continue;
+        if (rescale) k.rescale(states[tile], sums.size / k.tokens, sums.mean_of(tile), sums.weighted_of(tile));
+        products.add_rows(index, row, count, logits, room, sums.mean_of(tile));
+        if (weighted) products.add_rows(index, row, count, weighted, room, sums.weighted_of(tile));
+      }
+    products.release();
+  });
+}
+
+// Sums of one tile, [width][tokens], become directions, [tokens][width], in place.
+void finish_directions(const Kernels& k, const Matrix& weight, const TileState& state, const Sums& sums, int64_t tile) {
+  const int64_t width = weight.columns, n = k.tokens;
+  float *const mean_out = sums.mean_of(tile), *const weighted_out = sums.weighted_of(tile);
+  const std::vector<float> mean(mean_out, mean_out + sums.size);
+  const std::vector<float> weighted(weighted_out, weighted_out ? weighted_out + sums.size : nullptr);
+  std::vector<float> row(width);
+  for (int64_t t = 0; t < n && state.target[t] >= 0; ++t) {
+    const float share = static_cast<float>(1.0 / state.total[t]), scale = state.scale[t];
+    const float deviation = static_cast<float>(state.weighted[t] / state.total[t]);
+    k.read(weight, state.target[t], 1, row.data(), width);
+    for (int64_t i = 0; i < width; ++i) {
+      const float expected = mean[i * n + t] * share;
+      mean_out[t * width + i] = (row[i] - expected) * scale;
+      if (weighted_out) weighted_out[t * width + i] = (deviation * expected - weighted[i * n + t] * share) * scale;
+    }
+  }
+}
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, std::optional<at::Tensor>, std::optional<at::Tensor>> sweep(
+    const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets,
+    const at::Tensor& inverse_temperature, bool direction, bool entropy_direction) {
+  const Kernels& k = kernels();
+  const int64_t tokens = hidden.size(0), width = hidden.size(1), vocabulary = weight.size(0);
+  const auto work = products(k, hidden, weight, direction);
+  std::vector<TileState> states = initial_states(k, targets, inverse_temperature);
+  const int64_t tiles = states.size();
+  at::Tensor mean, weighted;
+  if (direction) mean = at::zeros({tiles, width, k.tokens}, at::kFloat);
+  if (entropy_direction) weighted = at::zeros({tiles, width, k.tokens}, at::kFloat);
+  const Sums sums{direction ? mean.data_ptr<float>() : nullptr,
+                  entropy_direction ? weighted.data_ptr<float>() : nullptr, width * k.tokens};
+  const at::Tensor scratch = at::empty({at::get_num_threads(), 3, k.rows, k.tokens}, at::kFloat);
+  for (int64_t first = 0; first < vocabulary; first += PANEL * k.rows)
+    run_panel(k, *work, first, std::min<int64_t>(PANEL * k.rows, vocabulary - first), states, sums, scratch);
+
+  at::Tensor logprob = at::empty({tokens}, at::kFloat), entropy = at::empty({tokens}, at::kFloat);
+  at::Tensor lse = at::empty({tokens}, at::kFloat);
+  for (int64_t t = 0; t < tokens; ++t) {
+    const TileState& state = states[t / k.tokens];
+    const int64_t lane = t % k.tokens;
+    const double log_total = std::log(state.total[lane]), maximum = state.maximum[lane];
+    const double at_target = static_cast<double>(state.at_target[lane]) * state.scale[lane];
+    logprob.data_ptr<float>()[t] = static_cast<float>(at_target - maximum - log_total);
+    entropy.data_ptr<float>()[t] = static_cast<float>(log_total - state.weighted[lane] / state.total[lane]);
+    lse.data_ptr<float>()[t] = static_cast<float>(maximum + log_total);
+  }
+  if (direction)
+    at::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t tile = begin; tile < end; ++tile) finish_directions(k, matrix(weight), states[tile], sums, tile);
+    });
+  const auto rows = [&](const at::Tensor& tile_sums) -> std::optional<at::Tensor> {
+    if (!tile_sums.defined()) return std::nullopt;
+    return tile_sums.view({tiles * k.tokens, width}).narrow(0, 0, tokens);
+  };
+  return {logprob, entropy, lse, rows(mean), rows(weighted)};
+}
+
+at::Tensor weight_gradient(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets,
+                           const at::Tensor& inverse_temperature, const at::Tensor& lse, const at::Tensor& entropy,
+                           const at::Tensor& grad_logprob, const std::optional<at::Tensor>& grad_entropy) {
+  const Kernels& k = kernels();
+  const int64_t tokens = hidden.size(0), width = hidden.size(1), n = k.tokens;
+  const std::vector<TileState> states = initial_states(k, targets, inverse_temperature);
+  const int64_t tiles = states.size(), ld = divide_up(width, n) * n;
+  std::vector<TileGradient> gradients(tiles);
+  at::Tensor rows = at::zeros({tiles * n, ld}, at::kFloat);
+  k.read(matrix(hidden), 0, tokens, rows.data_ptr<float>(), ld);
+  for (int64_t t = 0; t < tokens; ++t) {
+    TileGradient& gradient = gradients[t / n];
+    gradient.lse[t % n] = lse.const_data_ptr<float>()[t];
+    gradient.entropy[t % n] = entropy.const_data_ptr<float>()[t];
+    gradient.grad_logprob[t % n] = grad_logprob.const_data_ptr<float>()[t];
+    gradient.grad_entropy[t % n] = grad_entropy ? grad_entropy->const_data_ptr<float>()[t] : 0.0f;
+  }
+  const at::Tensor columns = token_tiles(k, hidden);
+  at::Tensor out = at::empty(weight.sizes(), weight.options());
+  const Matrix source = matrix(weight), target = matrix(out);
+  // Each slab's gradient is one thread's work, tokens in ascending order: no sum crosses threads.
+  at::parallel_for(0, divide_up(source.rows, k.rows), 1, [&](int64_t begin, int64_t end) {
+    const int64_t area = divide_up(width, k.block) * k.block * k.rows;
+    const at::Tensor room = at::empty({area + width + k.rows * n + k.rows * ld}, at::kFloat);
+    float *const slab = room.data_ptr<float>(), *const row = slab + area, *const logits = row + width;
+    float* const sum = logits + k.rows * n;
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t first = index * k.rows, count = std::min<int64_t>(k.rows, source.rows - first);
+      k.pack(source, first, slab, row);
+      std::fill_n(sum, k.rows * ld, 0.0f);
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        k.logits(width, slab, columns.const_data_ptr<float>() + tile * width * n, logits);
+        k.coefficients(states[tile], gradients[tile], first, logits);
+        k.add_outer(ld, logits, rows.const_data_ptr<float>() + tile * n * ld, sum);
+      }
+      for (int64_t r = 0; r < count; ++r) k.write(target, first + r, sum + r * ld);
+    }
+  });
+  return out;
+}
+
+std::string bfloat16_path() {
+  const auto path = bfloat16_choice.load();
+  if (path == BFloat16Path::emulated) return "emulated";
+  return path == BFloat16Path::automatic && has_bfloat16() ? "brgemm" : "float32";
+}
+
+void set_bfloat16_path(const std::string& path) {
+  TORCH_CHECK_VALUE(path == "auto" || path == "float32" || path == "emulated",
+                    "expected 'auto', 'float32' or 'emulated', got '", path, "'");
+  bfloat16_choice = path == "auto"      ? BFloat16Path::automatic
+                    : path == "float32" ? BFloat16Path::float32
+                                        : BFloat16Path::emulated;
+}
+
+}  // namespace mappa

@@ -1,0 +1,72 @@
+"""The C++ back-end: what `mappa_kernels._C` computes, in the shapes the operations expect."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from mappa_kernels import dispatch
+from mappa_kernels.sweep import Sweep
+
+
+class CpuEngine:
+    """`linear_logprob` in one sweep over the vocabulary (csrc/sweep.cpp)."""
+
+    def sweep(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        inverse_temperature: Tensor,
+        *,
+        direction: bool,
+        entropy_direction: bool,
+    ) -> Sweep:
+        parts = extension().sweep(hidden, weight, targets.long(), inverse_temperature, direction, entropy_direction)
+        return Sweep(*parts)
+
+    def weight_gradient(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        inverse_temperature: Tensor,
+        lse: Tensor,
+        entropy: Tensor,
+        grad_logprob: Tensor,
+        grad_entropy: Tensor | None,
+    ) -> Tensor:
+        gradient: Tensor = extension().weight_gradient(
+            hidden,
+            weight,
+            targets.long().contiguous(),
+            inverse_temperature,
+            lse,
+            entropy,
+            grad_logprob.contiguous(),
+            None if grad_entropy is None else grad_entropy.contiguous(),
+        )
+        return gradient
+
+
+def extension() -> ModuleType:
+    """`mappa_kernels._C`. Raises BackendError where it is not built."""
+    module = dispatch.extension()
+    if module is None:
+        raise dispatch.BackendError("mappa_kernels._C is not built")
+    return module
+
+
+def description() -> dict[str, str]:
+    """What the C++ back-end runs on: its instruction set, and how it multiplies bfloat16.
+
+    bfloat16 "brgemm": the processor's own instructions; "float32": weights are converted slab by slab.
+    """
+    return {"instruction_set": extension().instruction_set(), "bfloat16": extension().bfloat16_path()}
+
+
+def supports(dtype: torch.dtype) -> bool:
+    """The C++ kernels take these types."""
+    return dtype in (torch.float32, torch.bfloat16, torch.float16)
