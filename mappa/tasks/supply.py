@@ -10,6 +10,8 @@ from mappa.errors import TaskError
 from mappa.tasks.folder import PUBLIC_FILES, REFERENCE
 from mappa.types import Task, Workspace
 
+RESULT = "submission.csv"
+
 
 def populate(task: Task, workspace: Workspace) -> None:
     """Put train.csv, test.csv and sample_submission.csv into `workspace`."""
@@ -21,9 +23,11 @@ def repair(task: Task, workspace: Workspace, names: Sequence[str]) -> tuple[str,
     """Put the reference artefacts of those names into `workspace`, over whatever is there; return what was put.
 
     model.pkl brings X_test.pkl along: the reference model knows the reference tables' columns only, and whoever works
-    from it must not fail for the columns that another role chose. Raises TaskError where the task has no reference.
+    from it must not fail for the columns that another role chose. A submission is never put right: it is what the
+    episode is for, and nobody works from it. Raises TaskError where the task has no such reference.
     """
-    put = tuple(dict.fromkeys((*names, *(("X_test.pkl",) if "model.pkl" in names else ()))))
+    needed = [name for name in names if name != RESULT]
+    put = tuple(dict.fromkeys((*needed, *(("X_test.pkl",) if "model.pkl" in needed else ()))))
     for name in put:
         try:
             data = read_cached(f"{task.folder}/{REFERENCE}/{name}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -282,6 +283,11 @@ class Ends:
         return exec, (self.FORGED,)
 
 
+class EndsQuietly:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return exec, ("import os; os._exit(0)",)
+
+
 def model_evidence(model: object, task: Task, workspace: FolderWorkspace, workspaces: Workspaces) -> Evidence:
     repair(task, workspace, ENGINEER.produces)
     workspace.put("model.pkl", model if isinstance(model, bytes) else pickle.dumps(model))
@@ -301,8 +307,13 @@ def model_evidence(model: object, task: Task, workspace: FolderWorkspace, worksp
         (Constant(1e300), "predictions are too large to be measured", {"graded"}),
         (Constant("high"), "'high' is not a number", {"graded"}),
         (Ends(), "no predictions were written", {"graded"}),
+        (
+            EndsQuietly(),
+            "model.pkl could not be opened: ok, report.json missing",
+            {"model.pkl", "has_predict", "predicts"},
+        ),
     ],
-    ids=["garbage", "dict", "not fitted", "three rows", "constant", "nan", "inf", "huge", "words", "forger"],
+    ids=["garbage", "dict", "not fitted", "three rows", "constant", "nan", "inf", "huge", "words", "forger", "quitter"],
 )
 def test_models_that_fail(
     model: object, fault: str, wrong: set[str], quickstart: TaskSet, workspace: FolderWorkspace, workspaces: Workspaces
@@ -466,6 +477,44 @@ def test_a_file_that_cannot_be_opened_is_its_makers_fault(
 
     evidence = asyncio.run(inspect(task, MODELER, workspace, open_workspace))
     assert evidence.fault == "model.pkl could not be opened: memory, report.json missing"
+
+
+class UnreadableWorkspace(FolderWorkspace):
+    def read(self, path: str, limit: int = 1 << 26) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+
+class FullWorkspace(FolderWorkspace):
+    def put(self, path: str, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", path)
+
+
+def test_files_that_cannot_be_read_or_copied_are_their_makers_fault(quickstart: TaskSet, tmp_path: Path) -> None:
+    task = task_named(quickstart, "Boston")
+    shut = UnreadableWorkspace(tmp_path / "shut")
+    repair(task, shut, ARTEFACTS)
+    never_opened = Workspaces(tmp_path)
+    assert look(task, MODELER, shut, never_opened).fault == "model.pkl cannot be read: Permission denied"
+    assert not never_opened.opened
+
+    async def open_full() -> FullWorkspace:
+        return FullWorkspace(tmp_path / "full")
+
+    workspace = FolderWorkspace(tmp_path / "episode")
+    repair(task, workspace, ARTEFACTS)
+    evidence = asyncio.run(inspect(task, ENGINEER, workspace, open_full))
+    assert evidence.fault == "X_train.pkl could not be opened: No space left on device"
+    assert not any(evidence.facts.values())
+
+
+def test_a_model_with_no_table_at_all(quickstart: TaskSet, workspace: FolderWorkspace, workspaces: Workspaces) -> None:
+    task = task_named(quickstart, "Boston")
+    repair(task, workspace, ("model.pkl",))
+    (workspace.folder / "X_test.pkl").unlink()
+    evidence = look(task, MODELER, workspace, workspaces)
+    assert evidence.fault == "there is no table to try the model on"
+    assert evidence.facts["has_predict"] is True
+    assert evidence.facts["predicts"] is False
 
 
 def test_a_role_that_produces_something_unknown_is_refused(

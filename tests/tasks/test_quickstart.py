@@ -87,6 +87,12 @@ def test_a_repaired_model_comes_with_the_table_it_knows(quickstart: TaskSet, tmp
     assert list(model.feature_names_in_) == list(table.columns)
 
 
+def test_a_submission_is_never_put_right(quickstart: TaskSet, tmp_path: Path) -> None:
+    workspace = FolderWorkspace(tmp_path)
+    assert repair(quickstart.train[0], workspace, ("submission.csv",)) == ()
+    assert not workspace.files()
+
+
 def test_repair_says_when_a_task_has_no_reference(source: Path, tmp_path: Path) -> None:
     (task,) = prepare(str(source), tmp_path).train
     with pytest.raises(TaskError, match=r"task shop has no private/reference/model.pkl.*repair_upstream=false"):
