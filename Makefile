@@ -82,7 +82,9 @@ $(DEV): | $(TRAIN)
 
 $(BUILT): $(SOURCES) | $(TRAIN)
 	@echo 'Building the C++ extension'
-	@$(PIP) --no-deps --no-build-isolation --editable .
+	@PYTHONWARNINGS='ignore:Editable installation' $(PIP) --no-deps --no-build-isolation --editable .
+	@$(PY) -c 'import mappa_kernels, mappa_kernels._C' 2>/dev/null || echo \
+	  'It was not built, so the kernels run on their slower torch reference. To see why: $(PY) setup.py build_ext' >&2
 	@touch $@
 
 bubblewrap:
