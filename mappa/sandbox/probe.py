@@ -73,7 +73,8 @@ print(json.dumps(stopped))
 def probe(config: SandboxConfig | None = None) -> TierReport:
     """Start the sandbox, attack it, stop it. May be called anywhere; takes a second or two.
 
-    Without a tier that works it returns a report with `tier=None`. Other faults raise SandboxError.
+    Without a tier that works it returns a report with `tier=None`, and with `unsafe` one without attacks: they would
+    hit the host. Other faults raise SandboxError.
     """
     config = msgspec.structs.replace(config or SandboxConfig(), preload=())
     with ThreadPoolExecutor(1, "sandbox-probe") as thread:  # the caller may be inside an event loop
@@ -92,6 +93,8 @@ def _prove(config: SandboxConfig) -> TierReport:
 async def _attack(config: SandboxConfig, mark: str, secret: Path) -> TierReport:
     try:
         async with Sandbox.open(config) as sandbox:
+            if sandbox.report.tier == "unsafe":
+                return sandbox.report
             workspace = await sandbox.workspace()
             result = await workspace.run(f"mark, secret = {mark!r}, {str(secret)!r}\n{_ATTACKS}")
     except NoTier as none:

@@ -23,7 +23,7 @@ from mappa.sandbox.server.start import command, execution_environment
 
 START_SECONDS = 120.0
 _STOP_SECONDS = 5.0
-_ANSWER_SECONDS = 10.0
+ANSWER_SECONDS = 10.0
 _MIB = 1 << 20
 
 
@@ -102,7 +102,7 @@ class ServerProcess:
         self._opening[number] = asyncio.get_running_loop().create_future()
         self._channel.send({"op": "open", "workspace": number})
         try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
+            async with asyncio.timeout(ANSWER_SECONDS):
                 return number, await self._opening[number]
         except TimeoutError:
             self.abandon("did not answer")
@@ -123,7 +123,7 @@ class ServerProcess:
         request = {"op": "run", "id": run.id, "workspace": workspace, "timeout": timeout}
         self._channel.send(request, [_memory_file(run.code), *(capture.writer for capture in run.captures)])
         try:
-            async with asyncio.timeout(timeout + _ANSWER_SECONDS):
+            async with asyncio.timeout(timeout + ANSWER_SECONDS):
                 return await run.ended
         except TimeoutError:
             self.abandon("did not answer")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import AsyncIterator
 
-from mappa.config import SandboxConfig
+from mappa.config import SandboxConfig, available_cores
 from mappa.errors import SandboxError
 from mappa.sandbox.folder import Folder
 from mappa.sandbox.process import ServerProcess
@@ -33,7 +32,8 @@ class Sandbox:
     def __init__(self, config: SandboxConfig, server: ServerProcess, report: TierReport) -> None:
         self.config = config
         self.report = report
-        self.slots = asyncio.Semaphore(config.parallel or len(os.sched_getaffinity(0)))
+        self.restarts = 0
+        self.slots = asyncio.Semaphore(config.parallel or available_cores())
         self._server = server
         self._starting = asyncio.Lock()
         self._workspaces: set[SandboxWorkspace] = set()
@@ -68,6 +68,7 @@ class Sandbox:
             if self._server.lost:
                 await self._server.stop()
                 self._server, self.report = await start_server(self.config)
+                self.restarts += 1
             server = self._server
         number, descriptor = await server.open_workspace()
         return server, number, Folder(descriptor)

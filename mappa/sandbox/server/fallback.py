@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from pathlib import PurePath
 from typing import NoReturn
 
 from . import syscalls as sys_
@@ -108,7 +109,10 @@ class Bubblewrap(HostFolders):
         words += ["--proc", "/proc", "--dev", "/dev"]
         for path in ("/tmp", "/dev/shm"):
             words += ["--perms", "1777", "--size", str(self._limits.workspace), "--tmpfs", path]
-        for path in (*SYSTEM_SETTINGS, *interpreter_folders()):
+        shown = (*SYSTEM_SETTINGS, *interpreter_folders())
+        for folder in sorted({str(parent) for path in shown for parent in PurePath(path).parents} - {"/"}):
+            words += ["--perms", "0755", "--dir", folder]  # else they are root's alone
+        for path in shown:
             words += ["--ro-bind-try", path, path]
         words += ["--ro-bind", os.path.dirname(os.path.realpath(__file__)), SERVER_CODE]
         return [*words, "--bind", workspace, WORKSPACE, "--chdir", WORKSPACE]
@@ -122,6 +126,7 @@ def confine_execution(settings: str) -> None:
         os.setgroups([])
         os.setresgid(EXECUTION_ID, EXECUTION_ID, EXECUTION_ID)
         os.setresuid(EXECUTION_ID, EXECUTION_ID, EXECUTION_ID)
+        sys_.prctl(sys_.PR_SET_DUMPABLE, 1)  # the change of user made /proc/self unreadable
     limit_resources(Limits.from_json(limits), int(cpu_seconds))
     lock.close()
 

@@ -1,0 +1,243 @@
+"""Servers that die, trainers that die, cancellation, many at once: nothing is lost silently, nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from mappa.config import SandboxConfig
+from mappa.errors import SandboxError
+from mappa.sandbox import Sandbox
+from tests.sandbox.conftest import Lab, descendants, eventually
+
+BARE = SandboxConfig(preload=(), workspace_mb=16, parallel=2)
+
+
+def _servers(root: int) -> list[int]:
+    """The innermost server processes below `root`: those started with `serve`, whose parents are not."""
+    return [pid for pid in descendants(root) if b"serve" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+
+
+async def _kill_server_soon(before: set[int]) -> None:
+    await asyncio.sleep(0.3)
+    (server, *_) = sorted(set(_servers(os.getpid())) - before)
+    os.kill(server, signal.SIGKILL)
+
+
+def test_server_killed_once_the_execution_is_tried_again() -> None:
+    async def main() -> None:
+        others = set(_servers(os.getpid()))
+        async with Sandbox.open(BARE) as sandbox:
+            workspace = await sandbox.workspace()
+            workspace.put("given/in.txt", b"kept")
+            killer = asyncio.create_task(_kill_server_soon(others))
+            result = await workspace.run("import time; time.sleep(1); print(open('given/in.txt').read())")
+            await killer
+            assert (result.outcome, result.stdout) == ("ok", "kept\n")
+            assert sandbox.restarts == 1
+            assert workspace.files() == {"given/in.txt": 4}
+
+    asyncio.run(main())
+
+
+def test_server_killed_twice_is_a_sandbox_failure() -> None:
+    async def main() -> None:
+        others = set(_servers(os.getpid()))
+        async with Sandbox.open(BARE) as sandbox:
+            workspace = await sandbox.workspace()
+            running = asyncio.create_task(workspace.run("import time; time.sleep(5)"))
+            for _ in range(2):
+                await asyncio.sleep(0.5)
+                for server in set(_servers(os.getpid())) - others:
+                    os.kill(server, signal.SIGKILL)
+            result = await running
+            assert result.outcome == "sandbox-failure"
+            assert result.exit_code is None
+            assert "the server died" in result.stderr
+            assert (await workspace.run("print(1)")).outcome == "ok"
+
+    asyncio.run(main())
+
+
+def test_trainer_killed_takes_everything_along(tmp_path: Path) -> None:
+    program = """if True:
+        import asyncio, sys
+        from mappa.config import SandboxConfig
+        from mappa.sandbox import Sandbox
+        async def main():
+            async with Sandbox.open(SandboxConfig(preload=())) as sandbox:
+                workspace = await sandbox.workspace()
+                running = asyncio.create_task(workspace.run("import os, time; os.fork(); os.setsid; time.sleep(60)"))
+                await asyncio.sleep(0.5)
+                print("running", flush=True)
+                await running
+        asyncio.run(main())
+    """
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment) as trainer:
+        assert trainer.stdout is not None
+        assert trainer.stdout.readline() == b"running\n"
+        below = descendants(trainer.pid)
+        assert len(below) >= 5  # guard, keeper, server, two processes of the execution
+        trainer.kill()
+    assert eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below))
+
+
+def test_cancelled_executions_end(lab: Lab) -> None:
+    before = descendants(os.getpid())
+
+    async def main() -> None:
+        workspace = await lab.sandbox.workspace()
+        running = asyncio.create_task(workspace.run("while True: pass"))
+        await asyncio.sleep(0.2)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert (await workspace.run("print(2)")).stdout == "2\n"
+        workspace.close()
+
+    lab.wait(main())
+    assert eventually(lambda: descendants(os.getpid()) <= before)
+
+
+def test_closing_a_workspace_ends_what_runs_in_it(lab: Lab) -> None:
+    async def main() -> None:
+        workspace = await lab.sandbox.workspace()
+        running = asyncio.create_task(workspace.run("while True: pass", timeout=10))
+        await asyncio.sleep(0.3)
+        workspace.close()
+        workspace.close()
+        begin = time.monotonic()
+        result = await running
+        assert result.outcome == "killed"
+        assert time.monotonic() - begin < 2
+        with pytest.raises(SandboxError, match="closed"):
+            await workspace.run("pass")
+        with pytest.raises(SandboxError, match="closed"):
+            workspace.files()
+
+    lab.wait(main())
+
+
+def test_nothing_is_left_when_the_sandbox_is_closed() -> None:
+    before, threads, files = descendants(os.getpid()), threading.active_count(), len(os.listdir("/proc/self/fd"))
+
+    async def main() -> None:
+        async with Sandbox.open(BARE) as sandbox:
+            workspaces = [await sandbox.workspace() for _ in range(3)]
+            assert (await workspaces[0].run("print(1)")).outcome == "ok"
+        with pytest.raises(SandboxError, match="closed"):
+            await sandbox.workspace()
+        with pytest.raises(SandboxError, match="closed"):
+            await workspaces[1].run("print(1)")
+
+    asyncio.run(main())
+    assert eventually(lambda: descendants(os.getpid()) <= before)
+    assert len(os.listdir("/proc/self/fd")) <= files
+    assert threading.active_count() == threads
+
+
+def test_executions_in_one_workspace_take_turns(lab: Lab) -> None:
+    async def main() -> None:
+        workspace = await lab.sandbox.workspace()
+        code = "import os, time\nos.mkdir('busy')\ntime.sleep(0.1)\nos.rmdir('busy')"
+        results = await asyncio.gather(*(workspace.run(code) for _ in range(4)))
+        assert {result.outcome for result in results} == {"ok"}
+        workspace.close()
+
+    lab.wait(main())
+
+
+def test_two_hundred_at_once_leave_the_loop_free(lab: Lab) -> None:
+    lags: list[float] = []
+
+    async def watch() -> None:
+        while True:
+            begin = time.perf_counter()
+            await asyncio.sleep(0.005)
+            lags.append(time.perf_counter() - begin - 0.005)
+
+    async def one(number: int) -> str:
+        workspace = await lab.sandbox.workspace()
+        workspace.put("in.csv", b"a,b\n1,2\n")
+        result = await workspace.run(f"print(open('in.csv').read()[0], {number})")
+        workspace.close()
+        return result.stdout
+
+    async def main() -> list[str]:
+        watcher = asyncio.create_task(watch())
+        found = await asyncio.gather(*(one(number) for number in range(200)))
+        watcher.cancel()
+        return found
+
+    threads = threading.active_count()
+    assert lab.wait(main()) == [f"a {number}\n" for number in range(200)]
+    assert threading.active_count() <= threads + 1
+    lags.sort()
+    assert lags[len(lags) * 95 // 100] < 0.05
+
+
+def test_neither_descriptors_nor_mounts_grow(lab: Lab) -> None:
+    async def one(code: str) -> None:
+        workspace = await lab.sandbox.workspace()
+        await workspace.run(code)
+        workspace.close()
+
+    async def many(count: int) -> None:
+        await asyncio.gather(*(one("print('x')" if number % 3 else "1/0") for number in range(count)))
+
+    def held() -> tuple[int, int, int]:
+        (server, *_) = [pid for pid in _servers(os.getpid()) if _is_preloaded(pid)]
+        mounts = len(Path(f"/proc/{server}/mounts").read_text().splitlines())
+        return len(os.listdir("/proc/self/fd")), len(os.listdir(f"/proc/{server}/fd")), mounts
+
+    lab.wait(many(10))
+    before = held()
+    lab.wait(many(150))
+    assert held() == before
+
+
+def _is_preloaded(pid: int) -> bool:
+    return "pandas" in Path(f"/proc/{pid}/maps").read_text()
+
+
+def test_an_impossible_preload_is_told() -> None:
+    async def main() -> None:
+        async with Sandbox.open(SandboxConfig(preload=("numpy", "no_such_module"))):
+            pass
+
+    with pytest.raises(SandboxError, match=r"sandbox\.preload: No module named 'no_such_module'"):
+        asyncio.run(main())
+
+
+def test_a_server_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        others = set(_servers(os.getpid()))
+        async with Sandbox.open(BARE) as sandbox:
+            workspace = await sandbox.workspace()
+            (server,) = set(_servers(os.getpid())) - others
+            os.kill(server, signal.SIGSTOP)
+            result = await workspace.run("print('after')", timeout=0.2)
+            assert (result.outcome, result.stdout) == ("ok", "after\n")
+            assert sandbox.restarts == 1
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(server, signal.SIGCONT)
+
+    monkeypatch.setattr("mappa.sandbox.process.ANSWER_SECONDS", 0.5)
+    asyncio.run(main())
+
+
+def test_importing_the_sandbox_is_light() -> None:
+    code = "import sys, mappa.sandbox; print([name for name in ('pandas', 'numpy', 'torch') if name in sys.modules])"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert told.stdout == "[]\n"
