@@ -12,6 +12,8 @@ from mappa.tasks import TaskSet, prepare
 from mappa.tasks.folder import TaskFile
 from mappa.types import Metric
 
+from .workspace import FolderWorkspace, Workspaces
+
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -48,3 +50,13 @@ def source(tmp_path: Path) -> Path:
     write_task(tmp_path / "train" / "shop")
     write_task(tmp_path / "heldout" / "stall")
     return tmp_path
+
+
+@pytest.fixture
+def workspaces(tmp_path: Path) -> Workspaces:
+    return Workspaces(tmp_path)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> FolderWorkspace:
+    return FolderWorkspace(tmp_path / "episode")

@@ -17,6 +17,8 @@ from mappa.systems.datascience import ANALYST, ENGINEER, MODELER
 from mappa.tasks import TaskSet, inspect, outcome, populate, repair
 from mappa.types import Action, Outcome, Role, Task
 
+from .team import task_named
+
 TEAM = (ENGINEER, MODELER, ANALYST)
 
 
@@ -61,11 +63,6 @@ async def play_all(
 
 def scores(actions: Mapping[str, Action]) -> tuple[float | None, ...]:
     return tuple(action.verdict.score for action in actions.values() if action.verdict is not None)
-
-
-def task_named(tasks: TaskSet, name: str) -> Task:
-    (found,) = (task for task in tasks.train + tasks.heldout if task.id == name)
-    return found
 
 
 def check_worked_examples(tasks: tuple[Task, ...]) -> None:
