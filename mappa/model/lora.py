@@ -31,13 +31,13 @@ class Router:
 
     def __init__(self) -> None:
         self.adapters: Sequence[Adapter] = ()
-        self.offsets = torch.zeros(1, dtype=torch.int64)
+        self.offsets: Sequence[int] = (0,)
 
     @contextmanager
     def route(self, adapters: Sequence[Adapter], offsets: Sequence[int]) -> Iterator[None]:
         """Route [rows, features] inputs inside the block. `offsets` ascends from 0, one more than `adapters`."""
         before = self.adapters, self.offsets
-        self.adapters, self.offsets = adapters, torch.tensor(offsets, dtype=torch.int64)
+        self.adapters, self.offsets = adapters, tuple(offsets)
         try:
             yield
         finally:
@@ -60,6 +60,9 @@ class RoleLinear(nn.Module):
             return y
         pairs = [adapter[self.name] for adapter in self.router.adapters]
         rows = x.reshape(-1, x.shape[-1])
+        if torch.is_inference_mode_enabled():
+            self._add(rows, y.view(-1, y.shape[-1]), pairs)
+            return y
         routed = grouped_lora(
             rows,
             [a for a, _ in pairs],
@@ -69,6 +72,17 @@ class RoleLinear(nn.Module):
             y.reshape(-1, y.shape[-1]),
         )
         return routed.view(y.shape)
+
+
+    def _add(
+        self, rows: torch.Tensor, y: torch.Tensor, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    ) -> None:
+        """What `grouped_lora` computes, in place and unchecked: decoding calls this for a handful of rows at a time."""
+        start = 0
+        for end, (a, b) in zip(self.router.offsets[1:], pairs, strict=True):
+            low = rows[start:end] @ a.t()
+            y[start:end].addmm_(low, b.t(), alpha=self.scale)
+            start = end
 
 
 def add_roles(model: nn.Module, targets: Sequence[str], first_layer: int, scale: float) -> tuple[Router, dict[str, RoleLinear]]:

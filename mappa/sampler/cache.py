@@ -7,6 +7,7 @@ that a decoding step reads one view and copies nothing.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -29,7 +30,8 @@ class Prefix:
 class RowCache:
     """Each row's own keys and values: [layers, slots, kv_heads, capacity, dim]; grows by doubling."""
 
-    def __init__(self, layers: int, kv_heads: int, dim: int, dtype: torch.dtype) -> None:
+    def __init__(self, layers: int, heads: int, kv_heads: int, dim: int, dtype: torch.dtype) -> None:
+        self.query_group = heads // kv_heads
         self.keys = torch.empty(layers, 0, kv_heads, 0, dim, dtype=dtype)
         self.values = torch.empty_like(self.keys)
 
@@ -89,63 +91,75 @@ class PrefillPlan:
 
 
 class DecodePlan:
-    """One new token for every row.
+    """A few new tokens for every row: its newest, and the guesses that follow it.
 
-    Rows arrive sorted by adapter and prefix; `slots[i]` is the slot of row i and `lengths[i]` the tokens it holds
-    already; `groups` are (first row, end row, prefix or None) over the rows.
+    Rows arrive sorted by adapter and prefix. `slots[i]` is the slot of row i, `lengths[i]` the tokens it holds already,
+    `counts[i]` its new tokens, which lie flat, row after row; `groups` are (first row, end row, prefix or None).
+
+    A token's attention is computed in two parts, over its prefix for all rows of a group at once and over its own slot,
+    each exact with its log-sum-exp, and merged by it. Queries to the slots are padded to the largest count; nothing
+    else ever sees the padding.
     """
 
     def __init__(
         self,
         slots: Sequence[int],
         lengths: Sequence[int],
+        counts: Sequence[int],
         groups: Sequence[tuple[int, int, Prefix | None]],
         cache: RowCache,
     ) -> None:
         self.cache = cache
-        self.groups = groups
-        self.slots = torch.tensor(slots)
-        self.lengths = torch.tensor(lengths)
-        self.row_of_slot = torch.argsort(self.slots)
-        self.width = max(lengths) + 1
-        unused = torch.arange(self.width) > self.lengths[:, None]
-        self.mask = torch.zeros(len(slots), 1, 1, self.width).masked_fill(unused[:, None, None], float("-inf"))
+        ends = [0, *itertools.accumulate(counts)]
+        self.groups = [(ends[first], ends[end], prefix) for first, end, prefix in groups]  # over the new tokens
+        row = torch.repeat_interleave(torch.arange(len(slots)), torch.tensor(counts))
+        held = torch.tensor(lengths)
+        self.rows, self.most = len(slots), max(counts)
+        self.slot = torch.tensor(slots)[row]  # of each new token
+        self.offset = torch.cat([torch.arange(count) for count in counts])
+        self.position = held[row] + self.offset
+        self.width = max(length + count for length, count in zip(lengths, counts, strict=True))
+        newest = held[torch.argsort(torch.tensor(slots))][:, None] + torch.arange(self.most)  # each query sees itself
+        unseen = torch.arange(self.width) > newest[:, :, None]
+        group = cache.query_group
+        self.mask = torch.zeros(unseen.shape, dtype=cache.keys.dtype).masked_fill(unseen, float("-inf"))
+        self.mask = self.mask.repeat(1, group, 1)[:, None]  # [slots, 1, group x new, width]
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        rows, kv_heads, dim = query.shape[2], key.shape[1], query.shape[3]
         keys, values = self.cache.keys[layer], self.cache.values[layer]
-        keys[self.slots, :, self.lengths] = key[0].transpose(0, 1)
-        values[self.slots, :, self.lengths] = value[0].transpose(0, 1)
-        own_keys, own_values = keys[:rows, :, : self.width], values[:rows, :, : self.width]
-
-        q = (query[0].transpose(0, 1) * scale).reshape(rows, kv_heads, -1, dim)  # [rows, kv, group, dim]
-        own = torch.matmul(q[self.row_of_slot], own_keys.transpose(2, 3))[self.slots].float() + self.mask
-        own_weights, shared = [], []
+        keys[self.slot, :, self.position] = key[0].transpose(0, 1)
+        values[self.slot, :, self.position] = value[0].transpose(0, 1)
+        heads, dim = query.shape[1], query.shape[3]
+        padded = query.new_zeros(self.rows, heads, self.most, dim)
+        padded[self.slot, :, self.offset] = query[0].transpose(0, 1)
+        own, own_lse = _attend(
+            padded, keys[: self.rows, :, : self.width], values[: self.rows, :, : self.width], scale, self.mask
+        )
+        out, lse = own[self.slot, :, self.offset], own_lse[self.slot, :, self.offset]  # [tokens, heads(, dim)]
         for first, end, prefix in self.groups:
-            weights, out = self._shared(q[first:end], own[first:end], prefix, layer)
-            own_weights.append(weights)
-            shared.append(out)
-        weights = torch.cat(own_weights).to(values.dtype)
-        out = torch.matmul(weights[self.row_of_slot], own_values)[self.slots] + torch.cat(shared)
-        return out.reshape(1, rows, -1, dim).transpose(1, 2)
+            if prefix is not None:
+                part, part_lse = _attend(
+                    query[:, :, first:end], prefix.keys[layer], prefix.values[layer], scale, None
+                )
+                share = torch.sigmoid(part_lse[0].t() - lse[first:end])[:, :, None].to(out.dtype)
+                out[first:end] += share * (part[0].transpose(0, 1) - out[first:end])
+        return out.transpose(0, 1)[None]
 
-    def _shared(
-        self, q: torch.Tensor, own: torch.Tensor, prefix: Prefix | None, layer: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Softmax over prefix and own scores together: the weights of the own part, and the prefix's share of the sum."""
-        rows, kv_heads, group, dim = q.shape
-        if prefix is None:
-            return torch.softmax(own, dim=-1), torch.zeros_like(q)
-        keys, values = prefix.keys[layer][0], prefix.values[layer][0]  # [kv, prefix, dim]
-        flat = q.transpose(0, 1).reshape(kv_heads, rows * group, dim)
-        scores = torch.matmul(flat, keys.transpose(1, 2)).view(kv_heads, rows, group, -1).transpose(0, 1)
-        weights = torch.softmax(torch.cat([scores.float(), own], dim=-1), dim=-1)
-        length = keys.shape[1]
-        seen = weights[..., :length].transpose(0, 1).reshape(kv_heads, rows * group, length).to(values.dtype)
-        out = torch.matmul(seen, values).view(kv_heads, rows, group, dim).transpose(0, 1)
-        return weights[..., length:], out
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention and its log-sum-exp. query [batch, heads, queries, dim], key and value [batch, kv_heads, keys, dim],
+    mask [batch, 1, heads / kv_heads · queries, keys] added to the scores. Returns as query, and [batch, heads, queries].
+    """
+    batch, heads, queries, dim = query.shape
+    folded = query.reshape(batch, key.shape[1], -1, dim)  # heads that share keys become more queries
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        folded, key, value, 0.0, False, attn_mask=mask, scale=scale
+    )
+    return out.reshape(batch, heads, queries, dim), lse.reshape(batch, heads, queries)
 
 
 def _grown(had: int, needed: int) -> int:

@@ -1,24 +1,27 @@
 """Continuous batching over one base: rows of all roles decoded together, shared prompt beginnings computed once.
 
-The engine is synchronous and belongs to one thread. `admit` takes requests in while there is room, `step` gives every
-row one more token; a finished row's place is taken by the next request. A sampled token depends on its request's seed
-and position alone, not on what else is in the batch (up to the rounding of matrix products).
+The engine is synchronous and belongs to one thread. `advance` takes requests in while there is room and gives every
+row at least one more token, more where its guesses come true (see `draft`); a finished row's place is taken by the next
+request. A sampled token depends on its request's seed and position alone, not on guesses or on what else is in the
+batch (up to the rounding of matrix products).
 """
 
 from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy
 import torch
 import torch.nn.functional as F
 
 from mappa.errors import AdapterError
+from mappa.model.attention import decode_layers
 from mappa.model.base import Base
 from mappa.model.lora import Adapter, Router
 from mappa.sampler.cache import DecodePlan, PrefillPlan, Prefix, RowCache
+from mappa.sampler.draft import Draft
 from mappa.types import FinishReason, Generation, SamplingParams
 
 _SHORTEST_PREFIX = 32  # tokens; below this, sharing saves less than it costs
@@ -38,14 +41,18 @@ class Request:
         self.finish: FinishReason | None = None
         self.prefix: Prefix | None = None
         self.slot = -1
+        self.draft = Draft(prompt)
         self._text = ""
         self._stop = re.compile(params.stop) if params.stop else None
         self._uniforms = numpy.random.Generator(numpy.random.Philox(params.seed)).random(params.max_tokens)
 
-    @property
-    def uniform(self) -> float:
-        """The random number that picks the next token."""
-        return float(self._uniforms[len(self.ids)])
+    def uniform(self, ahead: int) -> float:
+        """The random number that picks the token `ahead` places after the next."""
+        return float(self._uniforms[len(self.ids) + ahead])
+
+    def guess(self) -> list[int]:
+        """Tokens that may follow the newest one, never past the token limit."""
+        return self.draft.guess(self.params.max_tokens - len(self.ids) - 1)
 
     @property
     def own(self) -> int:
@@ -61,6 +68,7 @@ class Request:
         """Add a sampled token and see whether it ends the text."""
         self.ids.append(token)
         self.logprobs.append(logprob)
+        self.draft.add(token)
         self._text += piece
         if is_end or (self._stop is not None and self._stop.search(self._text)):
             self.finish = "stop"
@@ -84,15 +92,21 @@ class Engine:
         self.rows: list[Request] = []  # in slot order
         self.waiting: deque[Request] = deque()
         self.tokens = 0  # sampled since the start
+        self.passes = 0  # decoding passes since the start
         dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self._cache = RowCache(config.num_hidden_layers, config.num_key_value_heads, dim, base.dtype)
+        self._cache = RowCache(
+            config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads, dim, base.dtype
+        )
         self._prefixes: dict[str, list[Prefix]] = {}
         self._pieces: dict[int, str] = {}
 
     def add_adapter(self, name: str, adapter: Adapter) -> None:
         if name in self.adapters:
             raise AdapterError(f"adapter {name!r} was published before; a name is never reused, publish the next version")
-        self.adapters[name] = {key: (a.detach().clone(), b.detach().clone()) for key, (a, b) in adapter.items()}
+        dtype = self.base.dtype
+        self.adapters[name] = {
+            key: (a.detach().to(dtype, copy=True), b.detach().to(dtype, copy=True)) for key, (a, b) in adapter.items()
+        }
 
     def drop_adapter(self, name: str) -> None:
         """Forget an adapter. Rows that run with it must have finished."""
@@ -105,7 +119,7 @@ class Engine:
         finished = self._admit() if self.waiting and len(self.rows) < self.max_rows else []
         if self.rows:
             self._step()
-            finished += self._remove(lambda row: row.finish is not None)
+            finished += self._remove_finished()
         return finished
 
     def abort(self, prefix: str) -> list[Request]:
@@ -114,7 +128,7 @@ class Engine:
         for request in chosen:
             request.finish = "abort"
         self.waiting = deque(request for request in self.waiting if request.finish is None)
-        self._remove(lambda row: row.finish is not None)
+        self._remove_finished()
         return chosen
 
     def _admit(self) -> list[Request]:
@@ -132,10 +146,11 @@ class Engine:
             self.rows.append(request)
         own = [request.prompt[len(request.prefix.tokens) if request.prefix else 0 :] for request in new]
         plan = PrefillPlan([(len(o), r.prefix, r.slot) for o, r in zip(own, new, strict=True)], self._cache)
-        hidden = self._forward(new, own, plan)
+        starts = [len(request.prompt) - len(tokens) for request, tokens in zip(new, own, strict=True)]
+        hidden = self._forward(new, own, starts, plan)
         last = torch.tensor([len(tokens) for tokens in own]).cumsum(0) - 1
-        self._sample(new, hidden[last])
-        return self._remove(lambda row: row.finish is not None)
+        self._sample(new, [[]] * len(new), hidden[last])
+        return self._remove_finished()
 
     def _share(self, adapter: str, requests: Sequence[Request]) -> None:
         """Give each request the longest stored prefix of its prompt, making one where several prompts begin alike."""
@@ -147,67 +162,75 @@ class Engine:
         if len(lone) < 2 or common < _SHORTEST_PREFIX:
             return
         prefix = Prefix(lone[0].prompt[:common], len(self.base.decoder.layers))
-        self._forward(lone[:1], [prefix.tokens], PrefillPlan([(common, None, prefix)], self._cache), start=True)
+        self._forward(lone[:1], [prefix.tokens], [0], PrefillPlan([(common, None, prefix)], self._cache))
         known.append(prefix)
         del known[:-_PREFIXES_PER_ADAPTER]
         for request in lone:
             request.prefix = prefix
 
     def _step(self) -> None:
-        """One token for every row."""
+        """One pass over every row's newest token and guesses; each row takes what came true and one token more."""
         rows = sorted(self.rows, key=lambda row: (row.adapter, id(row.prefix)))
-        groups = [
-            (first, end, rows[first].prefix) for first, end in _runs([(row.adapter, id(row.prefix)) for row in rows])
-        ]
-        plan = DecodePlan([row.slot for row in rows], [row.own for row in rows], groups, self._cache)
-        hidden = self._forward(rows, [(row.ids[-1],) for row in rows], plan)
-        self._sample(rows, hidden)
+        keys = [(row.adapter, id(row.prefix)) for row in rows]
+        groups = [(first, end, rows[first].prefix) for first, end in _runs(keys)]
+        guesses = [row.guess() for row in rows]
+        tokens = [(row.ids[-1], *guess) for row, guess in zip(rows, guesses, strict=True)]
+        plan = DecodePlan(
+            [row.slot for row in rows], [row.own for row in rows], [len(run) for run in tokens], groups, self._cache
+        )
+        hidden = self._forward(rows, tokens, [row.position for row in rows], plan)
+        self._sample(rows, guesses, hidden)
+        self.passes += 1
 
     def _forward(
         self,
         rows: Sequence[Request],
         tokens: Sequence[Sequence[int]],
+        starts: Sequence[int],
         plan: PrefillPlan | DecodePlan,
-        *,
-        start: bool = False,
     ) -> torch.Tensor:
-        """Hidden states [tokens, features] of the rows' `tokens`, flat in row order; rows are sorted by adapter."""
-        from mappa.model.attention import decode_layers
+        """Hidden states [tokens, features] of the rows' `tokens`, flat in row order; rows are sorted by adapter.
 
+        `starts` are the positions of each row's first token.
+        """
         lengths = [len(run) for run in tokens]
         ends = numpy.cumsum([0, *lengths])
         runs = _runs([row.adapter for row in rows])
         adapters = [self.adapters[rows[first].adapter] for first, _ in runs]
         offsets = [0, *(int(ends[end]) for _, end in runs)]
-        decoding = isinstance(plan, DecodePlan)
-        positions = torch.cat(
-            [
-                torch.arange(n) + (row.position if decoding else 0 if start else len(row.prompt) - n)
-                for row, n in zip(rows, lengths, strict=True)
-            ]
-        )
+        positions = torch.cat([torch.arange(at, at + n) for at, n in zip(starts, lengths, strict=True)])
         flat = torch.tensor([token for run in tokens for token in run])
         with self.router.route(adapters, offsets):
             hidden = decode_layers(self.base.decoder, self.base.decoder.embed_tokens(flat)[None], positions, plan)
         return hidden[0]
 
-    def _sample(self, rows: Sequence[Request], hidden: torch.Tensor) -> None:
+    def _sample(self, rows: Sequence[Request], guesses: Sequence[list[int]], hidden: torch.Tensor) -> None:
+        """Sample at every position, and let each row take tokens up to the first that its guess did not foresee."""
         logits = F.linear(self.base.decoder.norm(hidden), self.base.head).float()
-        temperature = torch.tensor([row.params.temperature for row in rows])
-        uniform = torch.tensor([row.uniform for row in rows], dtype=torch.float64)
+        at = [(row, ahead) for row, guess in zip(rows, guesses, strict=True) for ahead in range(len(guess) + 1)]
+        temperature = torch.tensor([row.params.temperature for row, _ in at])
+        uniform = torch.tensor([row.uniform(ahead) for row, ahead in at], dtype=torch.float64)
         ids, logprobs = sample_tokens(logits, temperature, uniform)
-        for row, token, logprob in zip(rows, ids.tolist(), logprobs.tolist(), strict=True):
-            row.take(token, logprob, self._piece(token), token in self.base.end_ids)
-        self.tokens += len(rows)
+        sampled = iter(zip(ids.tolist(), logprobs.tolist(), strict=True))
+        for row, guess in zip(rows, guesses, strict=True):
+            found = [next(sampled) for _ in range(len(guess) + 1)]
+            right = 0
+            for (token, logprob), guessed in zip(found, [*guess, None], strict=True):
+                row.take(token, logprob, self._piece(token), token in self.base.end_ids)
+                self.tokens += 1
+                if row.finish is not None or token != guessed:
+                    break
+                right += 1
+            row.draft.learn(len(guess), right)
 
     def _piece(self, token: int) -> str:
         if token not in self._pieces:
             self._pieces[token] = self.base.text((token,))
         return self._pieces[token]
 
-    def _remove(self, done) -> list[Request]:  # type: ignore[no-untyped-def]
-        """Take rows out and close the gaps with rows from the end."""
-        gone = [row for row in self.rows if done(row)]
+    def _remove_finished(self) -> list[Request]:
+        """Take finished rows out and close the gaps with rows from the end."""
+        gone = [row for row in self.rows if row.finish is not None]
         for row in sorted(gone, key=lambda row: -row.slot):
             last = self.rows.pop()
             if last is not row:
@@ -226,13 +249,13 @@ def sample_tokens(
     log-probs [rows] under softmax(logits / temperature), or at temperature 1 for greedy rows.
     """
     greedy = temperature == 0
-    scaled = logits / torch.where(greedy, 1.0, temperature)[:, None]
-    logprobs = torch.log_softmax(scaled, dim=-1)
-    cumulative = logprobs.exp().cumsum(dim=-1)
+    probabilities = torch.softmax(logits / torch.where(greedy, 1.0, temperature)[:, None], dim=-1)
+    cumulative = probabilities.cumsum(dim=-1)
     threshold = (uniform * cumulative[:, -1].double()).float()[:, None]
-    drawn = torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
-    ids = torch.where(greedy, logits.argmax(dim=-1), drawn)
-    return ids, logprobs.gather(1, ids[:, None])[:, 0]
+    ids = torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+    if bool(greedy.any()):
+        ids = torch.where(greedy, logits.argmax(dim=-1), ids)
+    return ids, probabilities.gather(1, ids[:, None])[:, 0].log()
 
 
 def _longest(prefixes: Iterable[Prefix], prompt: tuple[int, ...]) -> Prefix | None:

@@ -115,7 +115,18 @@ class Bubblewrap(HostFolders):
         for path in shown:
             words += ["--ro-bind-try", path, path]
         words += ["--ro-bind", os.path.dirname(os.path.realpath(__file__)), SERVER_CODE]
-        return [*words, "--bind", workspace, WORKSPACE, "--chdir", WORKSPACE]
+        return [
+            *words,
+            "--bind",
+            workspace,
+            WORKSPACE,
+            "--chdir",
+            WORKSPACE,
+            "--remount-ro",
+            "/dev",
+            "--remount-ro",
+            "/",
+        ]
 
 
 def confine_execution(settings: str) -> None:

@@ -155,6 +155,9 @@ class Server:
             case "open":
                 self._open(request["workspace"])
             case "close":
+                for execution in self._running.values():
+                    if execution.workspace == request["workspace"]:
+                        self._kill(execution, "killed")
                 self._isolation.close_workspace(request["workspace"])
         return True
 
