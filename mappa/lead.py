@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from mappa.config import Config, available_cores, cache_home
+from mappa.errors import ConfigError
 from mappa.evaluate import Mode, evaluate
 from mappa.journal import Journal
 from mappa.learn import Learner, LearnReport
@@ -83,6 +84,8 @@ class Lead:
     def evaluate(self, phase: Phase) -> None:
         """Measure the team on the held-out tasks, once per phase of a run: a resumed run reads what it found before."""
         modes: list[Mode] = [*(["greedy"] if self.config.evaluate.greedy else []), *(["sampled"] if self.config.evaluate.samples else [])]  # type: ignore[list-item]
+        if not modes:
+            raise ConfigError("evaluate.samples=0 and evaluate.greedy=false leave nothing to measure; set one of them")
         for mode in modes:
             path = self.run.folder / f"evaluation-{phase}-{mode}.json"
             if not path.exists():

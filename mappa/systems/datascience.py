@@ -82,7 +82,7 @@ MODELER = Role(
     ),
     needs=("X_train.pkl", "y_train.pkl"),
     produces=("model.pkl",),
-    max_tokens=96,
+    max_tokens=128,
     stop=_CLOSED_BLOCK,
 )
 
@@ -98,7 +98,7 @@ ANALYST = Role(
     ),
     needs=("model.pkl", "X_test.pkl"),
     produces=("submission.csv",),
-    max_tokens=96,
+    max_tokens=104,
     stop=_CLOSED_BLOCK,
 )
 
