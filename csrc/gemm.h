@@ -11,7 +11,10 @@ constexpr int COLUMNS = 2 * LANES;  // tokens of a tile
 constexpr int SLAB = MAPPA_SLAB;    // vocabulary rows of a slab, a multiple of ROWS
 constexpr int BLOCKS = MAPPA_BLOCKS;  // column blocks per pass: keeps a tile's part in half an L1 cache
 
-static_assert(SLAB % ROWS == 0);
+// Floats from one column block of a slab to the next: its rows, and room for what a whole vector writes past the last.
+constexpr int64_t BLOCK = static_cast<int64_t>(SLAB) * ROWS + LANES;
+
+static_assert(SLAB % ROWS == 0 && ROWS <= LANES);
 
 template <int R>
 inline __attribute__((always_inline)) void load_tile(F (&sum)[R][2], const float* c, int64_t ldc, bool add) {
@@ -31,13 +34,19 @@ inline __attribute__((always_inline)) void store_tile(const F (&sum)[R][2], floa
   }
 }
 
-// sum[R][COLUMNS] += A[R][depth] B[depth][COLUMNS], with A(r, d) = a[r * ROW + d * STEP].
-template <int R, int ROW, int STEP>
+// sum[R][COLUMNS] += A[R][depth] B[depth][COLUMNS], with A(r, d) = a[r * ROW + d * STEP]. Where AHEAD is not 0, what
+// lies AHEAD floats behind A is fetched into the cache, a line for each d.
+template <int R, int ROW, int STEP, int64_t AHEAD = 0>
 inline __attribute__((always_inline)) void accumulate(
     F (&sum)[R][2], int64_t depth, const float* a, const float* b, int64_t ldb) {
+  const float* next = a + AHEAD;
 #pragma GCC unroll 2
   for (int64_t d = 0; d < depth; ++d) {
     const F right0 = load(b), right1 = load(b + LANES);
+    if constexpr (AHEAD != 0) {
+      __builtin_prefetch(next);
+      next += 16;
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const F left = all(a[r * ROW]);
@@ -49,18 +58,18 @@ inline __attribute__((always_inline)) void accumulate(
   }
 }
 
-// C[SLAB][COLUMNS] = slab [width / ROWS][SLAB][ROWS] . tile [width][COLUMNS].
+// C[SLAB][COLUMNS] = slab . tile [width][COLUMNS]. A slab is [width / ROWS][SLAB][ROWS], its blocks BLOCK apart.
 inline void slab_by_tile(int64_t width, const float* slab, const float* tile, float* c) {
-  const int64_t whole = width / ROWS, rest = width % ROWS, block = SLAB * ROWS;
+  const int64_t whole = width / ROWS, rest = width % ROWS;
   for (int64_t first = 0; first * ROWS < width; first += BLOCKS) {
     const int64_t stop = first + BLOCKS < whole ? first + BLOCKS : whole;
     const bool last = first + BLOCKS > whole;
     for (int r = 0; r < SLAB; r += ROWS) {
       F sum[ROWS][2];
       load_tile<ROWS>(sum, c + r * COLUMNS, COLUMNS, first > 0);
-      const float *a = slab + first * block + r * ROWS, *b = tile + first * ROWS * COLUMNS;
-      for (int64_t k = first; k < stop; ++k, a += block, b += ROWS * COLUMNS)
-        accumulate<ROWS, ROWS, 1>(sum, ROWS, a, b, COLUMNS);
+      const float *a = slab + first * BLOCK + r * ROWS, *b = tile + first * ROWS * COLUMNS;
+      for (int64_t k = first; k < stop; ++k, a += BLOCK, b += ROWS * COLUMNS)
+        accumulate<ROWS, ROWS, 1, BLOCK>(sum, ROWS, a, b, COLUMNS);
       if (last) accumulate<ROWS, ROWS, 1>(sum, rest, a, b, COLUMNS);
       store_tile<ROWS>(sum, c + r * COLUMNS, COLUMNS);
     }
@@ -83,7 +92,7 @@ inline void block_edge(int64_t rows, int64_t depth, const float* block, const fl
 // C[width][COLUMNS] += slab' [width][depth] . b [depth][COLUMNS].
 inline void slab_transposed(int64_t width, int64_t depth, const float* slab, const float* b, float* c) {
   int64_t k = 0;
-  for (; k + ROWS <= width; k += ROWS, slab += SLAB * ROWS, c += ROWS * COLUMNS) {
+  for (; k + ROWS <= width; k += ROWS, slab += BLOCK, c += ROWS * COLUMNS) {
     F sum[ROWS][2];
     load_tile<ROWS>(sum, c, COLUMNS, true);
     for (int ahead = 0; ahead < 2 * ROWS; ++ahead) __builtin_prefetch(c + ROWS * COLUMNS + ahead * LANES, 1);

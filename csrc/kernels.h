@@ -21,7 +21,7 @@ constexpr int MAX_TOKENS = 32;
 // e = exp(z - maximum).
 struct TileState {
   float scale[MAX_TOKENS];    // 1 / temperature
-  int64_t target[MAX_TOKENS];  // -1 where the tile has no token
+  int64_t target[MAX_TOKENS];   // far below 0 where the tile has no token
   float at_target[MAX_TOKENS];  // raw logit of the target
   float maximum[MAX_TOKENS];
   double total[MAX_TOKENS];     // sum of e
@@ -43,14 +43,15 @@ struct Kernels {
   const char* name;
   int tokens;  // of a tile
   int rows;    // of a slab
-  int block;   // columns that stand together in a slab: [ceil(width / block)][rows][block]
+  int block;   // columns of the weight that stand together in a slab
+  int stride;  // floats from one block of columns to the next; a slab has ceil(width / block) of them
 
   // Rows [first, first + count) in fp32, [count][ld]; columns from matrix.columns to ld are zero.
   void (*read)(const Matrix& matrix, int64_t first, int64_t count, float* out, int64_t ld);
   // One row of fp32 into `matrix`, rounded to its type. Its columns must be contiguous.
   void (*write)(const Matrix& matrix, int64_t row, const float* values);
-  // Rows [first, first + rows) as a slab, zeros beyond the matrix. `row` is room for matrix.columns floats.
-  void (*pack)(const Matrix& matrix, int64_t first, float* slab, float* row);
+  // Rows [first, first + rows) as a slab, zeros beyond the matrix.
+  void (*pack)(const Matrix& matrix, int64_t first, float* slab);
 
   // logits[rows][tokens] = slab . tile, with tile [width][tokens].
   void (*logits)(int64_t width, const float* slab, const float* tile, float* logits);

@@ -18,8 +18,14 @@ typedef float UnalignedF __attribute__((vector_size(4 * MAPPA_LANES), aligned(4)
 typedef uint16_t UnalignedH __attribute__((vector_size(2 * MAPPA_LANES), aligned(2), may_alias));
 typedef uint16_t H __attribute__((vector_size(2 * MAPPA_LANES)));
 
+typedef double D __attribute__((vector_size(8 * MAPPA_LANES)));
+typedef double UnalignedD __attribute__((vector_size(8 * MAPPA_LANES), aligned(8), may_alias));
+
 inline F load(const float* p) { return *reinterpret_cast<const UnalignedF*>(p); }
 inline void store(float* p, F x) { *reinterpret_cast<UnalignedF*>(p) = x; }
+inline D load_double(const double* p) { return *reinterpret_cast<const UnalignedD*>(p); }
+inline void store_double(double* p, D x) { *reinterpret_cast<UnalignedD*>(p) = x; }
+inline D widen(F x) { return __builtin_convertvector(x, D); }
 inline F all(float x) { return x - F{}; }  // the only form of a broadcast that compilers see through: x - 0 is x
 inline F larger(F a, F b) { return a > b ? a : b; }  // b where a is NaN
 

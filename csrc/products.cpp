@@ -14,16 +14,15 @@ namespace {
 
 class Float32Products final : public Products {
  public:
-  Float32Products(const Kernels& kernels, const at::Tensor& hidden, const at::Tensor& weight)
+  Float32Products(const Kernels& kernels, const at::Tensor& hidden, const at::Tensor& weight, int64_t panel)
       : kernels_(kernels),
         weight_(matrix(weight)),
-        size_(divide_up(weight_.columns, kernels.block) * kernels.block * kernels.rows),
+        size_(divide_up(weight_.columns, kernels.block) * kernels.stride),
         tiles_(token_tiles(kernels, hidden)),
-        panel_(at::empty({PANEL, size_}, at::kFloat)),
-        rows_(at::empty({PANEL, weight_.columns}, at::kFloat)) {}
+        panel_(at::empty({panel, size_}, at::kFloat)) {}
 
   void prepare(int64_t index, int64_t first) override {
-    kernels_.pack(weight_, first, slab(index), rows_.data_ptr<float>() + index * weight_.columns);
+    kernels_.pack(weight_, first, slab(index));
   }
 
   void logits(int64_t index, int64_t, int64_t tile, float* logits) override {
@@ -41,7 +40,7 @@ class Float32Products final : public Products {
   const Kernels& kernels_;
   const Matrix weight_;
   const int64_t size_;
-  const at::Tensor tiles_, panel_, rows_;
+  const at::Tensor tiles_, panel_;
 };
 
 // Pairs of consecutive rows of B stand together (VNNI), as the bfloat16 instructions read them.
@@ -61,16 +60,16 @@ void emulated_brgemm(int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, 
 // Logits take the weight as it lies in memory; only the second product needs it transposed.
 class BFloat16Products final : public Products {
  public:
-  BFloat16Products(const Kernels& kernels, const at::Tensor& hidden, const at::Tensor& weight, bool transposed,
-                   bool emulate)
+  BFloat16Products(const Kernels& kernels, const at::Tensor& hidden, const at::Tensor& weight, int64_t panel,
+                   bool transposed, bool emulate)
       : kernels_(kernels),
         weight_(matrix(weight)),
         width_(divide_up(weight_.columns, 2) * 2),
         emulate_(emulate),
         transposed_(transposed),
         pairs_(token_pairs(hidden)) {
-    if (transposed) panel_ = at::empty({PANEL, weight_.columns, kernels.rows}, at::kBFloat16);
-    if (width_ != weight_.columns) odd_ = at::zeros({PANEL, kernels.rows, width_}, at::kBFloat16);
+    if (transposed) panel_ = at::empty({panel, weight_.columns, kernels.rows}, at::kBFloat16);
+    if (width_ != weight_.columns) odd_ = at::zeros({panel, kernels.rows, width_}, at::kBFloat16);
   }
 
   void prepare(int64_t index, int64_t first) override {
@@ -159,13 +158,14 @@ at::Tensor token_tiles(const Kernels& kernels, const at::Tensor& hidden) {
   return out;
 }
 
-std::unique_ptr<Products> float32_products(const Kernels& kernels, const at::Tensor& hidden, const at::Tensor& weight) {
-  return std::make_unique<Float32Products>(kernels, hidden, weight);
+std::unique_ptr<Products> float32_products(const Kernels& kernels, const at::Tensor& hidden, const at::Tensor& weight,
+                                           int64_t panel) {
+  return std::make_unique<Float32Products>(kernels, hidden, weight, panel);
 }
 
 std::unique_ptr<Products> bfloat16_products(const Kernels& kernels, const at::Tensor& hidden, const at::Tensor& weight,
-                                            bool transposed, bool emulate) {
-  return std::make_unique<BFloat16Products>(kernels, hidden, weight, transposed, emulate);
+                                            int64_t panel, bool transposed, bool emulate) {
+  return std::make_unique<BFloat16Products>(kernels, hidden, weight, panel, transposed, emulate);
 }
 
 }  // namespace mappa

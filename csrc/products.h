@@ -9,6 +9,8 @@
 
 namespace mappa {
 
+// A panel is a few slabs, prepared by the threads and then swept by all of them.
+//
 // logits = W_slab h' and sum += W_slab' shares, for tiles of tokens. Shared by all threads; `prepare` is called for
 // each slab of a panel before that panel's products.
 class Products {
@@ -24,14 +26,13 @@ class Products {
   virtual void release() {}
 };
 
-constexpr int64_t PANEL = 4;  // slabs between two meetings of the threads
-
 // Each slab converted to fp32 once for all tokens; any type, any strides.
-std::unique_ptr<Products> float32_products(const Kernels& kernels, const at::Tensor& hidden, const at::Tensor& weight);
+std::unique_ptr<Products> float32_products(const Kernels& kernels, const at::Tensor& hidden, const at::Tensor& weight,
+                                           int64_t panel);
 
 // bfloat16 through at's brgemm, or through plain loops where `emulate`. The weight's columns must be contiguous.
 std::unique_ptr<Products> bfloat16_products(const Kernels& kernels, const at::Tensor& hidden, const at::Tensor& weight,
-                                            bool transposed, bool emulate);
+                                            int64_t panel, bool transposed, bool emulate);
 
 // hidden [T, H] as tiles [T / tokens][H][tokens] in fp32, zeros beyond T.
 at::Tensor token_tiles(const Kernels& kernels, const at::Tensor& hidden);

@@ -5,6 +5,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cfloat>
 #include <cmath>
@@ -17,6 +18,8 @@
 namespace mappa {
 namespace {
 
+constexpr int64_t NO_TARGET = INT64_MIN / 2;
+
 enum class BFloat16Path { automatic, float32, emulated };
 std::atomic<BFloat16Path> bfloat16_choice{BFloat16Path::automatic};
 
@@ -26,13 +29,13 @@ bool has_bfloat16() {
 }
 
 std::unique_ptr<Products> products(const Kernels& k, const at::Tensor& hidden, const at::Tensor& weight,
-                                   bool transposed) {
+                                   int64_t panel, bool transposed) {
   const auto path = bfloat16_choice.load();
   const bool emulate = path == BFloat16Path::emulated;
   const bool native = path == BFloat16Path::automatic && has_bfloat16();
   if (hidden.scalar_type() == at::kBFloat16 && weight.stride(1) == 1 && (emulate || native))
-    return bfloat16_products(k, hidden, weight, transposed, emulate);
-  return float32_products(k, hidden, weight);
+    return bfloat16_products(k, hidden, weight, panel, transposed, emulate);
+  return float32_products(k, hidden, weight, panel);
 }
 
 // The statistics of every tile, before any vocabulary row is seen.
@@ -44,7 +47,7 @@ std::vector<TileState> initial_states(const Kernels& k, const at::Tensor& target
     const int64_t lane = t % k.tokens;
     const bool real = t < tokens;
     state.scale[lane] = real ? scale.const_data_ptr<float>()[t] : 1.0f;
-    state.target[lane] = real ? targets.const_data_ptr<int64_t>()[t] : -1;
+    state.target[lane] = real ? targets.const_data_ptr<int64_t>()[t] : NO_TARGET;
     state.at_target[lane] = 0.0f;
     state.maximum[lane] = -FLT_MAX;
     state.total[lane] = state.weighted[lane] = 0.0;
@@ -110,7 +113,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, std::optional<at::Tensor>, std::o
     const at::Tensor& inverse_temperature, bool direction, bool entropy_direction) {
   const Kernels& k = kernels();
   const int64_t tokens = hidden.size(0), width = hidden.size(1), vocabulary = weight.size(0);
-  const auto work = products(k, hidden, weight, direction);
+  // A slab for each thread to prepare: few enough to stay in the caches, enough for the threads to meet seldom.
+  const int64_t panel = std::clamp<int64_t>(at::get_num_threads(), 1, 16);
+  const auto work = products(k, hidden, weight, panel, direction);
   std::vector<TileState> states = initial_states(k, targets, inverse_temperature);
   const int64_t tiles = states.size();
   at::Tensor mean, weighted;
@@ -119,8 +124,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, std::optional<at::Tensor>, std::o
   const Sums sums{direction ? mean.data_ptr<float>() : nullptr,
                   entropy_direction ? weighted.data_ptr<float>() : nullptr, width * k.tokens};
   const at::Tensor scratch = at::empty({at::get_num_threads(), 3, k.rows, k.tokens}, at::kFloat);
-  for (int64_t first = 0; first < vocabulary; first += PANEL * k.rows)
-    run_panel(k, *work, first, std::min<int64_t>(PANEL * k.rows, vocabulary - first), states, sums, scratch);
+  for (int64_t first = 0; first < vocabulary; first += panel * k.rows)
+    run_panel(k, *work, first, std::min<int64_t>(panel * k.rows, vocabulary - first), states, sums, scratch);
 
   at::Tensor logprob = at::empty({tokens}, at::kFloat), entropy = at::empty({tokens}, at::kFloat);
   at::Tensor lse = at::empty({tokens}, at::kFloat);
@@ -166,13 +171,12 @@ at::Tensor weight_gradient(const at::Tensor& hidden, const at::Tensor& weight, c
   const Matrix source = matrix(weight), target = matrix(out);
   // Each slab's gradient is one thread's work, tokens in ascending order: no sum crosses threads.
   at::parallel_for(0, divide_up(source.rows, k.rows), 1, [&](int64_t begin, int64_t end) {
-    const int64_t area = divide_up(width, k.block) * k.block * k.rows;
-    const at::Tensor room = at::empty({area + width + k.rows * n + k.rows * ld}, at::kFloat);
-    float *const slab = room.data_ptr<float>(), *const row = slab + area, *const logits = row + width;
-    float* const sum = logits + k.rows * n;
+    const int64_t area = divide_up(width, k.block) * k.stride;
+    const at::Tensor room = at::empty({area + k.rows * n + k.rows * ld}, at::kFloat);
+    float *const slab = room.data_ptr<float>(), *const logits = slab + area, *const sum = logits + k.rows * n;
     for (int64_t index = begin; index < end; ++index) {
       const int64_t first = index * k.rows, count = std::min<int64_t>(k.rows, source.rows - first);
-      k.pack(source, first, slab, row);
+      k.pack(source, first, slab);
       std::fill_n(sum, k.rows * ld, 0.0f);
       for (int64_t tile = 0; tile < tiles; ++tile) {
         k.logits(width, slab, columns.const_data_ptr<float>() + tile * width * n, logits);
