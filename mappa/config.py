@@ -120,6 +120,14 @@ class LearnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     lr_final: Annotated[float, _doc("learning rate at the last step, as a share of the peak", ge=0, le=1)] = 0.1
     warmup: Annotated[int, _doc("steps of linear warm-up", ge=0)] = 0
     betas: Annotated[tuple[float, float], _doc("AdamW betas")] = (0.9, 0.95)
+    eps: Annotated[
+        float,
+        _doc(
+            "AdamW epsilon. Adam steps as far on faint gradients as on strong ones; a role whose gradients lie well "
+            "below eps, because it has little left to learn, hardly moves",
+            gt=0,
+        ),
+    ] = 1e-8
     weight_decay: Annotated[float, _doc("AdamW weight decay", ge=0)] = 0.0
     clip_norm: Annotated[float, _doc("gradient norm limit of each role on its own; 0 = none", ge=0)] = 1.0
     beta: Annotated[float, _doc("weight of the per-token KL to the base in the reward", ge=0)] = 0.01

@@ -1,6 +1,6 @@
 """Measuring a team on held-out tasks: no repairs, the tasks' own grader, never the coach.
 
-    python -m mappa.evaluate runs/NAME          measures a finished run's adapters again
+python -m mappa.evaluate runs/NAME          measures a finished run's adapters again
 """
 
 from __future__ import annotations
@@ -121,10 +121,13 @@ def _evaluate_run(folder: Path, mode: Mode) -> EvaluationResult:
     learn = config.learn
     router, layers = add_roles(base.model, learn.targets, learn.first_layer, learn.alpha / learn.rank)
     adapters = {role.name: read_adapter(folder / "adapters" / role.name) for role in system.roles}
-    with Journal(folder / "evaluation.sqlite") as journal:
-        with Team(config, system, base, router, layers, journal, threads=config.threads or available_cores()) as team:
-            team.publish(0, adapters)
-            return evaluate(team, tasks, system.roles, config, phase="again", mode=mode)
+    threads = config.threads or available_cores()
+    with (
+        Journal(folder / "evaluation.sqlite") as journal,
+        Team(config, system, base, router, layers, journal, threads=threads) as team,
+    ):
+        team.publish(0, adapters)
+        return evaluate(team, tasks, system.roles, config, phase="again", mode=mode)
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ class Journal:
     def _raise(self) -> None:
         if self._failure is not None:
             raise JournalError(
-                f"{self.path} cannot be written: {self._failure}; free disk space or fix its permissions, then run again"
+                f"{self.path} cannot be written: {self._failure}; free disk space or fix its permissions, and run again"
             ) from self._failure
 
     def _write(self) -> None:
@@ -165,10 +165,15 @@ def read_episodes(path: Path, phase: str = "train") -> Iterator[Episode]:
         ).fetchall()
         for id, task, kind, seed, step, outcome, error in rows:
             yield Episode(
-                id=id, task=task, kind=kind, seed=seed, step=step, error=error,
+                id=id,
+                task=task,
+                kind=kind,
+                seed=seed,
+                step=step,
+                error=error,
                 actions=tuple(_actions(connection, id)),
                 outcome=msgspec.json.decode(outcome, type=Outcome) if outcome else None,
-            )  # fmt: skip
+            )
     finally:
         connection.close()
 
@@ -200,9 +205,12 @@ def _open(path: Path) -> sqlite3.Connection:
             connection.execute("insert into meta values ('schema', ?)", (str(SCHEMA),))
             connection.commit()
     except sqlite3.Error as error:
-        raise JournalError(f"{path} cannot be opened as a journal: {error}; move it away and run with --fresh") from error
+        raise JournalError(
+            f"{path} cannot be opened as a journal: {error}; move it away and run with --fresh"
+        ) from error
     if found is not None and found[0] != str(SCHEMA):
         raise JournalError(
-            f"{path} was written with schema {found[0]}, this version writes {SCHEMA}; run with --fresh, or use the version that wrote it"
+            f"{path} was written with schema {found[0]}, this version writes {SCHEMA}; run with --fresh, or use the "
+            "version that wrote it"
         )
     return connection

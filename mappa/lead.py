@@ -83,7 +83,10 @@ class Lead:
 
     def evaluate(self, phase: Phase) -> None:
         """Measure the team on the held-out tasks, once per phase of a run: a resumed run reads what it found before."""
-        modes: list[Mode] = [*(["greedy"] if self.config.evaluate.greedy else []), *(["sampled"] if self.config.evaluate.samples else [])]  # type: ignore[list-item]
+        modes: list[Mode] = [
+            *(["greedy"] if self.config.evaluate.greedy else []),
+            *(["sampled"] if self.config.evaluate.samples else []),
+        ]  # type: ignore[list-item]
         if not modes:
             raise ConfigError("evaluate.samples=0 and evaluate.greedy=false leave nothing to measure; set one of them")
         for mode in modes:
@@ -92,9 +95,14 @@ class Lead:
                 count = len(self.tasks.heldout) * (self.config.evaluate.samples if mode == "sampled" else 1)
                 self.progress.phase(f"evaluation of the {phase} team, {mode}", count)
                 result = evaluate(
-                    self.team, self.tasks.heldout, self.system.roles, self.config,
-                    phase=phase, mode=mode, done=self._one_done,
-                )  # fmt: skip
+                    self.team,
+                    self.tasks.heldout,
+                    self.system.roles,
+                    self.config,
+                    phase=phase,
+                    mode=mode,
+                    done=self._one_done,
+                )
                 replace_file(path, msgspec.json.encode(result))
             self.results[phase, mode] = msgspec.json.decode(path.read_bytes(), type=EvaluationResult)
 

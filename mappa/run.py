@@ -1,13 +1,13 @@
 """The folder of one run: what belongs to it, whether it may go on, and what it still has to do.
 
-    runs/NAME/
-        config.json             the config it was started with
-        journal.sqlite          every episode, action, verdict
-        metrics.jsonl           one line per step
-        checkpoints/step-N/     to resume from
-        evaluation-*.json       measurements on the held-out tasks
-        adapters/ROLE/          the trained team, PEFT format
-        summary.json, curves.png, tensorboard/
+runs/NAME/
+    config.json             the config it was started with
+    journal.sqlite          every episode, action, verdict
+    metrics.jsonl           one line per step
+    checkpoints/step-N/     to resume from
+    evaluation-*.json       measurements on the held-out tasks
+    adapters/ROLE/          the trained team, PEFT format
+    summary.json, curves.png, tensorboard/
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Run:
 
 
 def tasks_of_step(tasks: Sequence[Task], step: int, count: int, seed: int) -> list[Task]:
-    """The tasks of one step: `count` in a row out of endless shuffled passes over all. Depends on its arguments alone."""
+    """The tasks of one step: `count` in a row out of endless shuffled passes. Depends on its arguments alone."""
     chosen = []
     for position in range(step * count, (step + 1) * count):
         order = list(range(len(tasks)))
@@ -107,7 +107,9 @@ def _refuse_other(stamp: Path, config: Config, folder: Path) -> None:
     try:
         old = config_from(msgspec.json.decode(stamp.read_bytes()), where=str(stamp))
     except (ConfigError, msgspec.DecodeError) as error:
-        raise ConfigError(f"{folder} was made by another version of mappa ({error}); run with --fresh, or set name=OTHER") from error
+        raise ConfigError(
+            f"{folder} was made by another version of mappa ({error}); run with --fresh, or set name=OTHER"
+        ) from error
     changed = differences(old, config)
     if changed:
         listed = "\n  ".join(changed)

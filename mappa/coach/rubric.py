@@ -27,7 +27,10 @@ Rules, in this order:
    or module that is not there, opens a file that nobody was to make, or was stopped by a limit.
 4. Code that did not run to its end: at most 5; what it saved before counts.
 5. A required file is not there or does not load: at most 4, since nobody can go on from there.
-6. A model that works but could not be graded, because X_test.pkl is another role's to make: half the metric's points.
+6. The part is not done, for whatever reason the task's checks found: at most 6, so that work that looks right but is of
+   no use (tables of the wrong rows, text left in) never comes close to work that is.
+7. A model that works but could not be graded, because X_test.pkl is another role's to make: half the metric's points,
+   and rule 6 does not apply.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ from mappa.types import Evidence, ExecutionResult, Fact, Role, Verdict
 NO_CODE_CAP = 1.0
 CRASH_CAP = 5.0
 UNUSABLE_CAP = 4.0
+UNDONE_CAP = 6.0
 VICTIM_RANGE = (3.0, 5.0)
 QUOTE_LENGTH = 160
 
@@ -122,9 +126,9 @@ def judge(context: ActionContext, coach: str) -> Verdict:
         total = min(max(total, VICTIM_RANGE[0]), VICTIM_RANGE[1])
         rules["upstream_fault"] = True
     else:
-        caps = [
-            cap for cap, applies in ((CRASH_CAP, _crashed(execution)), (UNUSABLE_CAP, _unusable(context))) if applies
-        ]
+        undone = not evidence.success and not _ungraded_through_no_fault(context, evidence)
+        rated = ((CRASH_CAP, _crashed(execution)), (UNUSABLE_CAP, _unusable(context)), (UNDONE_CAP, undone))
+        caps = [cap for cap, applies in rated if applies]
         if caps and total > min(caps):
             total = min(caps)
             rules["cap"] = total

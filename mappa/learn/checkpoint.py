@@ -49,7 +49,7 @@ class State(Struct, frozen=True, forbid_unknown_fields=True):
 
 def save(learner: Learner, folder: Path) -> None:
     """Write `folder` (see `Learner.save`). Every rank takes part, rank 0 writes."""
-    moments = {key: value for key, value in _moments(learner)}
+    moments = dict(_moments(learner))
     fault = None
     if ranks.rank() == 0:
         try:

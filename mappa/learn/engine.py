@@ -29,6 +29,7 @@ def start_engine(module: nn.Module, adapters: Mapping[str, Weights], config: Lea
         sharded=config.zero_stage > 0,
         lr=config.lr,
         betas=config.betas,
+        eps=config.eps,
         weight_decay=config.weight_decay,
         foreach=True,
     )

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from mappa_kernels import linear_logprob, policy_loss, process_advantage
 from torch import nn
 
 from mappa.config import LearnConfig
@@ -24,12 +23,13 @@ from mappa.learn.adapters import write_adapter
 from mappa.learn.engine import start_engine
 from mappa.learn.optimizer import learning_rate
 from mappa.learn.packing import MicroBatch, pack
-from mappa.learn.report import LearnReport, RoleReport, Tally
+from mappa.learn.report import LearnReport, Tally
 from mappa.learn.samples import action_tokens, check_samples, learnable
 from mappa.model.attention import decode_layers
 from mappa.model.base import Base, load_base
 from mappa.model.lora import Adapter, add_roles, new_adapter
 from mappa.types import Sample
+from mappa_kernels import linear_logprob, policy_loss, process_advantage
 
 
 class Learner:
@@ -72,9 +72,14 @@ class Learner:
 
     @classmethod
     def load(
-        cls, folder: str | Path, config: LearnConfig, base: Base | None = None, *, temperature: float = 1.0,
+        cls,
+        folder: str | Path,
+        config: LearnConfig,
+        base: Base | None = None,
+        *,
+        temperature: float = 1.0,
         total_steps: int = 1000,
-    ) -> Learner:  # fmt: skip
+    ) -> Learner:
         """A learner that goes on where `save` left off, on any number of ranks (collective). Raises CheckpointError."""
         learner = cls(config, base, temperature=temperature, total_steps=total_steps)
         checkpoint.restore(learner, Path(folder))
@@ -93,8 +98,10 @@ class Learner:
         return result
 
     def step(self, samples: Sequence[Sample]) -> LearnReport:
-        """One update from this rank's samples; every rank takes part. Raises LearnError or NonFiniteError on all ranks
-        before anything is changed."""
+        """One update from this rank's samples; every rank takes part.
+
+        Raises LearnError or NonFiniteError on all ranks before anything is changed.
+        """
         chosen = self._accept(samples)
         batches = pack(chosen, self.config.roles, self.config.tokens_per_micro_batch)
         below = [self._below(batch) for batch in batches]
@@ -139,9 +146,7 @@ class Learner:
         hidden = self.base.decoder.embed_tokens(batch.ids)[None]
         if self.config.first_layer == 0:
             return hidden
-        return decode_layers(
-            self.base.decoder, hidden, batch.positions, batch.plan(), stop=self.config.first_layer
-        )
+        return decode_layers(self.base.decoder, hidden, batch.positions, batch.plan(), stop=self.config.first_layer)
 
     def _logprobs(
         self, batch: MicroBatch, below: torch.Tensor, *, reference: bool
@@ -164,7 +169,7 @@ class Learner:
     def _kl_to_base(
         self, chosen: Sequence[Sample], batches: Sequence[MicroBatch], below: Sequence[torch.Tensor]
     ) -> list[torch.Tensor]:
-        """Per sample, log pi - log pi_ref of its action tokens, pi being the policy that sampled; zeros if beta is 0."""
+        """Per sample, log pi - log pi_ref of its action tokens, pi the policy that sampled; zeros if beta is 0."""
         result = [torch.zeros(action_tokens(sample)) for sample in chosen]
         if self.config.beta == 0:
             return result
@@ -292,5 +297,3 @@ class _Policy(nn.Module):
         )
         tally.add_pass(result.metrics)
         return result.loss
-
-

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from os.path import commonprefix
 
 import torch
 from msgspec import Struct
@@ -62,7 +61,8 @@ def pack(samples: Sequence[Sample], roles: Sequence[str], budget: int) -> list[M
     for index, cost, own in _ordered(samples, roles):
         if own > budget:
             raise LearnError(
-                f"sample {samples[index].source or index}: {own} tokens do not fit learn.tokens_per_micro_batch={budget}; raise it"
+                f"sample {samples[index].source or index}: {own} tokens do not fit "
+                f"learn.tokens_per_micro_batch={budget}; raise it"
             )
         if not batches or cost > room:
             batches.append([])
@@ -187,4 +187,7 @@ def _alike(sequences: Sequence[tuple[int, ...]], depth: int) -> list[list[tuple[
 
 
 def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
-    return len(commonprefix([a, b]))
+    limit = min(len(a), len(b))
+    if a[:limit] == b[:limit]:
+        return limit
+    return next(i for i in range(limit) if a[i] != b[i])

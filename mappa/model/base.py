@@ -98,5 +98,9 @@ def _favour_small_batches(decoder: nn.Module) -> None:
     equal for large batches.
     """
     for module in decoder.modules():
-        if isinstance(module, nn.Linear) and module.weight.dtype == torch.float32 and module.weight.device.type == "cpu":
+        if (
+            isinstance(module, nn.Linear)
+            and module.weight.dtype == torch.float32
+            and module.weight.device.type == "cpu"
+        ):
             module.weight.data = module.weight.data.t().contiguous().t()

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from mappa_kernels import grouped_lora
 from torch import nn
 
 from mappa.errors import AdapterError, ModelError
+from mappa_kernels import grouped_lora
 
 Adapter = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 """Weights of one adapter by module name: A [rank, in] and B [out, rank]."""
@@ -73,10 +73,7 @@ class RoleLinear(nn.Module):
         )
         return routed.view(y.shape)
 
-
-    def _add(
-        self, rows: torch.Tensor, y: torch.Tensor, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]
-    ) -> None:
+    def _add(self, rows: torch.Tensor, y: torch.Tensor, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """What `grouped_lora` computes, in place and unchecked: decoding calls this for a handful of rows at a time."""
         start = 0
         for end, (a, b) in zip(self.router.offsets[1:], pairs, strict=True):
@@ -85,7 +82,9 @@ class RoleLinear(nn.Module):
             start = end
 
 
-def add_roles(model: nn.Module, targets: Sequence[str], first_layer: int, scale: float) -> tuple[Router, dict[str, RoleLinear]]:
+def add_roles(
+    model: nn.Module, targets: Sequence[str], first_layer: int, scale: float
+) -> tuple[Router, dict[str, RoleLinear]]:
     """Replace the targeted linears of `model`'s decoder layers in place. Returns the router and the layers by name.
 
     Names are the model's own (`model.layers.3.self_attn.q_proj`). Raises ModelError if nothing matches.
@@ -99,13 +98,16 @@ def add_roles(model: nn.Module, targets: Sequence[str], first_layer: int, scale:
             setattr(model.get_submodule(parent), leaf, found[name])
     if not found:
         raise ModelError(
-            f"no linear layer named {', '.join(targets)} from layer {first_layer} up; check learn.targets and learn.first_layer"
+            f"no linear layer named {', '.join(targets)} from layer {first_layer} up; check learn.targets and "
+            "learn.first_layer"
         )
     return router, found
 
 
-def new_adapter(layers: Mapping[str, RoleLinear], rank: int, generator: torch.Generator) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
-    """A fresh trainable adapter in fp32: A uniform in ±1/sqrt(in) (as PEFT starts it), B zero, so it changes nothing yet."""
+def new_adapter(
+    layers: Mapping[str, RoleLinear], rank: int, generator: torch.Generator
+) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+    """A fresh trainable adapter in fp32: A uniform in ±1/sqrt(in) as in PEFT, B zero: it changes nothing yet."""
     adapter = {}
     for name, layer in layers.items():
         out_features, in_features = layer.base.weight.shape
@@ -119,7 +121,9 @@ def check_adapter(layers: Mapping[str, RoleLinear], adapter: Adapter, name: str)
     """Refuse weights that do not fit the base. Raises AdapterError naming the first layer that is wrong."""
     for key, layer in layers.items():
         if key not in adapter:
-            raise AdapterError(f"adapter {name!r} has no weights for {key}; it belongs to another base or other targets")
+            raise AdapterError(
+                f"adapter {name!r} has no weights for {key}; it belongs to another base or other targets"
+            )
         a, b = adapter[key]
         out_features, in_features = layer.base.weight.shape
         if a.shape[1] != in_features or b.shape[0] != out_features or a.shape[0] != b.shape[1]:

@@ -8,6 +8,7 @@ passes its deadline is cut, likewise counted.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -51,10 +52,8 @@ class LoopThread:
             return future.result()
         except KeyboardInterrupt:
             future.cancel()
-            try:
+            with contextlib.suppress(CancelledError, TimeoutError, MappaError):  # the interrupt is what is reported
                 future.result(timeout=30)
-            except (CancelledError, TimeoutError, MappaError):
-                pass  # the interrupt is what is reported
             raise
 
     def close(self) -> None:
@@ -73,14 +72,13 @@ async def run_episodes(
     """
     async with asyncio.TaskGroup() as group:
         running = [
-            group.create_task(_episode(job, system, services, phase=phase, deadline=deadline, done=done)) for job in jobs
+            group.create_task(_episode(job, system, services, phase=phase, deadline=deadline, done=done))
+            for job in jobs
         ]
     return [task.result() for task in running]
 
 
-async def _episode(
-    job: Job, system: System, services: Services, *, phase: str, deadline: float, done: Done
-) -> Episode:
+async def _episode(job: Job, system: System, services: Services, *, phase: str, deadline: float, done: Done) -> Episode:
     episode = Episode(id=job.id, task=job.task.id, kind=job.task.kind, seed=job.seed, step=job.step)
     services.journal.begin_episode(episode, phase)
     started = time.monotonic()

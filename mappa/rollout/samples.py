@@ -15,7 +15,10 @@ def samples_of(episodes: Sequence[Episode], *, group_by: str) -> list[Sample]:
     gave none it is NaN, which the learner masks. Actions of one group are normalised together.
     """
     return [
-        _sample(episode, action, group_by) for episode in episodes if episode.error is None for action in episode.actions
+        _sample(episode, action, group_by)
+        for episode in episodes
+        if episode.error is None
+        for action in episode.actions
     ]
 
 

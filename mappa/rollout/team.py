@@ -77,7 +77,7 @@ class Team:
         self._close()
 
     def publish(self, version: int, adapters: Mapping[str, Adapter]) -> None:
-        """Make every role's weights available as `role@version` and route new requests to them; retire the last ones."""
+        """Make every role's weights available as `role@version`, route new requests to them, retire the last ones."""
         self._thread.run(self._publish(version, adapters))
 
     def run(
@@ -102,9 +102,7 @@ class Team:
         )
         started, busy, tokens = time.monotonic(), self._sampler.busy_seconds, self._sampler.tokens
         episodes = self._thread.run(
-            run_episodes(
-                jobs, self._system, services, phase=phase, deadline=self._config.rollout.deadline, done=done
-            )
+            run_episodes(jobs, self._system, services, phase=phase, deadline=self._config.rollout.deadline, done=done)
         )
         self._journal.flush()
         generate = self._sampler.busy_seconds - busy
@@ -129,4 +127,3 @@ class Team:
 
 async def _exit(stack: AsyncExitStack) -> None:
     await stack.aclose()
-

@@ -20,9 +20,7 @@ class Sampler(Protocol):
         """Sample one continuation. Raises SamplerError; AdapterError if `adapter` was never published or is retired."""
         ...
 
-    async def publish(
-        self, role: str, version: int, tensors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
-    ) -> str:
+    async def publish(self, role: str, version: int, tensors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> str:
         """Make a version available and return its name, `role@version`. The tensors are copied."""
         ...
 

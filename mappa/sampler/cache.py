@@ -140,9 +140,7 @@ class DecodePlan:
         out, lse = own[self.slot, :, self.offset], own_lse[self.slot, :, self.offset]  # [tokens, heads(, dim)]
         for first, end, prefix in self.groups:
             if prefix is not None:
-                part, part_lse = _attend(
-                    query[:, :, first:end], prefix.keys[layer], prefix.values[layer], scale, None
-                )
+                part, part_lse = _attend(query[:, :, first:end], prefix.keys[layer], prefix.values[layer], scale, None)
                 share = torch.sigmoid(part_lse[0].t() - lse[first:end])[:, :, None].to(out.dtype)
                 out[first:end] += share * (part[0].transpose(0, 1) - out[first:end])
         return out.transpose(0, 1)[None]
@@ -152,7 +150,8 @@ def _attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention and its log-sum-exp. query [batch, heads, queries, dim], key and value [batch, kv_heads, keys, dim],
-    mask [batch, 1, heads / kv_heads · queries, keys] added to the scores. Returns as query, and [batch, heads, queries].
+    mask [batch, 1, heads / kv_heads · queries, keys] added to the scores. Returns as query, and [batch, heads,
+    queries].
     """
     batch, heads, queries, dim = query.shape
     folded = query.reshape(batch, key.shape[1], -1, dim)  # heads that share keys become more queries

@@ -102,7 +102,9 @@ class Engine:
 
     def add_adapter(self, name: str, adapter: Adapter) -> None:
         if name in self.adapters:
-            raise AdapterError(f"adapter {name!r} was published before; a name is never reused, publish the next version")
+            raise AdapterError(
+                f"adapter {name!r} was published before; a name is never reused, publish the next version"
+            )
         dtype = self.base.dtype
         self.adapters[name] = {
             key: (a.detach().to(dtype, copy=True), b.detach().to(dtype, copy=True)) for key, (a, b) in adapter.items()
@@ -122,6 +124,7 @@ class Engine:
             finished += self._remove_finished()
         return finished
 
+    @torch.inference_mode()
     def abort(self, prefix: str) -> list[Request]:
         """End the requests whose id starts with `prefix` and return them."""
         chosen = [request for request in (*self.waiting, *self.rows) if request.id.startswith(prefix)]
@@ -138,9 +141,7 @@ class Engine:
         for adapter in dict.fromkeys(request.adapter for request in new):
             self._share(adapter, [request for request in new if request.adapter == adapter])
         new.sort(key=lambda request: request.adapter)
-        self._cache.reserve(
-            len(self.rows) + len(new), max(request.own + request.params.max_tokens for request in new)
-        )
+        self._cache.reserve(len(self.rows) + len(new), max(request.own + request.params.max_tokens for request in new))
         for request in new:
             request.slot = len(self.rows)
             self.rows.append(request)
@@ -276,5 +277,3 @@ def _runs(keys: Sequence[object]) -> list[tuple[int, int]]:
     """Half-open index ranges of equal neighbours."""
     starts = [i for i, key in enumerate(keys) if i == 0 or key != keys[i - 1]]
     return list(zip(starts, [*starts[1:], len(keys)], strict=True))
-
-

@@ -26,7 +26,14 @@ class LocalSampler:
     """
 
     def __init__(
-        self, base: Base, router: Router, layers: Mapping[str, RoleLinear], *, max_rows: int, max_context: int, threads: int
+        self,
+        base: Base,
+        router: Router,
+        layers: Mapping[str, RoleLinear],
+        *,
+        max_rows: int,
+        max_context: int,
+        threads: int,
     ) -> None:
         self._engine = Engine(base, router, max_rows=max_rows)
         self._layers = layers
@@ -103,7 +110,9 @@ class LocalSampler:
             served = sorted(set(self._engine.adapters) - self._retired)
             raise AdapterError(f"request {request_id}: adapter {adapter!r} is not served; served: {served}")
         if not prompt_ids or min(prompt_ids) < 0 or max(prompt_ids) >= self._vocabulary:
-            raise SamplerError(f"request {request_id}: the prompt is empty or has ids outside 0..{self._vocabulary - 1}")
+            raise SamplerError(
+                f"request {request_id}: the prompt is empty or has ids outside 0..{self._vocabulary - 1}"
+            )
         if params.max_tokens < 1 or len(prompt_ids) + params.max_tokens > self._max_context:
             raise SamplerError(
                 f"request {request_id}: {len(prompt_ids)} prompt tokens and {params.max_tokens} to write do not fit "
@@ -121,7 +130,7 @@ class LocalSampler:
         def run() -> None:
             try:
                 work()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - handed to whoever asked, on their thread
                 loop.call_soon_threadsafe(done.set_exception, error)
             else:
                 loop.call_soon_threadsafe(done.set_result, None)
@@ -136,7 +145,7 @@ class LocalSampler:
                 started = time.monotonic()
                 self._close(self._engine.advance())
                 self.busy_seconds += time.monotonic() - started
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - every open request is failed with it
             self._failure = error
         finally:
             failure = SamplerError(f"the local sampler stopped: {self._failure!r}")

@@ -60,7 +60,9 @@ def load_system(name: str) -> System:
         if names.count(role) > 1:
             raise TeamError(f"system {name!r} names the role {role!r} twice; every role needs a name of its own")
         if not re.fullmatch(r"[A-Za-z0-9_-]+", role):
-            raise TeamError(f"role name {role!r} may hold letters, digits, '_' and '-' only: it names files and adapters")
+            raise TeamError(
+                f"role name {role!r} may hold letters, digits, '_' and '-' only: it names files and adapters"
+            )
     return system
 
 

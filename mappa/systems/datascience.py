@@ -23,12 +23,12 @@ def _prepare(target: str) -> str:
 import pandas as pd
 train = pd.read_csv("train.csv", index_col="id")
 test = pd.read_csv("test.csv", index_col="id")
-y = train.pop("{target}")
-X = pd.get_dummies(train).fillna(0)
-Z = pd.get_dummies(test).reindex(columns=X.columns).fillna(0)
-X.to_pickle("X_train.pkl")
-y.to_pickle("y_train.pkl")
-Z.to_pickle("X_test.pkl")
+y_train = train.pop("{target}")
+X_train = pd.get_dummies(train).fillna(0)
+X_test = pd.get_dummies(test).reindex(columns=X_train.columns).fillna(0)
+X_train.to_pickle("X_train.pkl")
+y_train.to_pickle("y_train.pkl")
+X_test.to_pickle("X_test.pkl")
 """)
 
 
@@ -38,8 +38,7 @@ import pandas as pd
 from sklearn.ensemble import {estimator}
 X = pd.read_pickle("X_train.pkl")
 y = pd.read_pickle("y_train.pkl")
-model = {estimator}()
-model.fit(X, y)
+model = {estimator}().fit(X, y)
 pd.to_pickle(model, "model.pkl")
 """)
 
@@ -66,15 +65,15 @@ ENGINEER = Role(
         ("Target: grade (classification). Text columns: school. Missing values: yes.", _prepare("grade")),
     ),
     produces=("X_train.pkl", "y_train.pkl", "X_test.pkl"),
-    max_tokens=176,
+    max_tokens=184,
     stop=_CLOSED_BLOCK,
 )
 
 MODELER = Role(
     name="modeler",
     prompt=(
-        "You are the Modeler. Write short Python. Load X_train.pkl and y_train.pkl with pandas, fit a scikit-learn model "
-        "(a Classifier for classification, a Regressor for regression) and save it as model.pkl."
+        "You are the Modeler. Write short Python. Load X_train.pkl and y_train.pkl with pandas, fit a scikit-learn "
+        "model (a Classifier for classification, a Regressor for regression) and save it as model.pkl."
     ),
     examples=(
         ("Target: grade (classification).", _fit("RandomForestClassifier")),
@@ -82,7 +81,7 @@ MODELER = Role(
     ),
     needs=("X_train.pkl", "y_train.pkl"),
     produces=("model.pkl",),
-    max_tokens=128,
+    max_tokens=96,
     stop=_CLOSED_BLOCK,
 )
 
@@ -98,7 +97,7 @@ ANALYST = Role(
     ),
     needs=("model.pkl", "X_test.pkl"),
     produces=("submission.csv",),
-    max_tokens=104,
+    max_tokens=92,
     stop=_CLOSED_BLOCK,
 )
 

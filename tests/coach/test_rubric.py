@@ -110,7 +110,13 @@ def test_the_last_points_follow_the_metric(role: Role) -> None:
     assert at(0.0) < at(0.25) < at(0.5) < at(1.0) == at(1.4) == 10
     assert at(0.5) == pytest.approx((at(0.0) + at(1.0)) / 2)
     worse_than_trivial = PERFECT[role.name] | {"normalised": -0.7, "beats_baseline": False}
-    assert score(context(role, facts=worse_than_trivial, fault="no better than the baseline")) == at(0.0) - 1
+    assert score(context(role, facts=worse_than_trivial, fault="no better than the baseline")) == min(at(0.0) - 1, 6)
+
+
+def test_work_that_is_of_no_use_never_comes_close_to_work_that_is() -> None:
+    """Tables of the wrong rows: every file is there and loads, and nobody can use them."""
+    wrong_rows = context(ENGINEER, facts=PERFECT[ENGINEER.name] | {"shapes": False}, fault="X_train.pkl has 77 rows")
+    assert score(wrong_rows) == 6
 
 
 def test_no_score_leaves_the_range() -> None:

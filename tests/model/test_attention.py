@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from mappa_kernels import linear_logprob
 
 from mappa.model.attention import TreePlan, decode_layers
 from mappa.model.base import load_base
 from mappa.model.lora import add_roles, new_adapter
+from mappa_kernels import linear_logprob
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

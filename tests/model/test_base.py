@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny import write_tiny_model
 
 from mappa.errors import ModelError
 from mappa.model.base import choose_dtype, load_base
 from mappa.types import Message
+from tests.tiny import write_tiny_model
 
 
 def test_a_folder_loads_frozen_and_knows_its_chat(tiny_model: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ TARGETS = ("q_proj", "v_proj", "down_proj")
 
 
 def run(base: Base, router: Router, adapters: list[Adapter], offsets: list[int], tokens: torch.Tensor) -> torch.Tensor:
-    lengths = [b - a for a, b in zip(offsets, offsets[1:], strict=False)]
+    lengths = [b - a for a, b in itertools.pairwise(offsets)]
     positions = torch.cat([torch.arange(n) for n in lengths])
     with router.route(adapters, offsets):
         plan = TreePlan(lengths, [-1] * len(lengths))

@@ -1,0 +1,130 @@
+"""Checkpoints: exact, whole or not there, refused when damaged; exports that PEFT loads."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mappa.errors import AdapterError, CheckpointError
+from mappa.learn import Learner, checkpoint
+from mappa.learn.adapters import read_adapter
+from tests.learn.helpers import ROLES, make_samples, relative_error
+from tests.learn.test_learner import ROOT, settings
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_a_resumed_learner_goes_on_bit_for_bit(tiny_model: Path, tmp_path: Path, stage: int) -> None:
+    config = settings(tiny_model, zero_stage=stage)
+    straight = Learner(config, total_steps=6)
+    for step in range(3):
+        straight.step(make_samples(step, ROLES[: 2 + step % 2]))
+    straight.save(tmp_path / "step-000003")
+    resumed = Learner.load(tmp_path / "step-000003", config, total_steps=6)
+    assert resumed.steps == 3
+    for step in range(3, 5):
+        straight.step(make_samples(step))
+        resumed.step(make_samples(step))
+    assert relative_error(resumed.adapters, straight.adapters) == 0
+
+
+def test_damage_is_refused_by_name_and_the_one_before_is_used(tiny_model: Path, tmp_path: Path) -> None:
+    learner = Learner(settings(tiny_model))
+    for step in range(1, 4):
+        learner.step(make_samples(step))
+        learner.save(tmp_path / checkpoint.name(step))
+    weights = tmp_path / "step-000003" / "adapters" / "modeler" / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    (tmp_path / ".step-000004.building").mkdir()
+    found, refused = checkpoint.latest(tmp_path)
+    assert found == tmp_path / "step-000002"
+    assert len(refused) == 1 and "step-000003 is damaged" in refused[0] and "modeler" in refused[0]
+    with pytest.raises(CheckpointError, match="damaged"):
+        Learner.load(tmp_path / "step-000003", settings(tiny_model))
+    checkpoint.prune(tmp_path, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000003"]
+
+
+def test_other_settings_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    learner = Learner(settings(tiny_model))
+    learner.save(tmp_path / "step-000000")
+    with pytest.raises(CheckpointError, match=r"learn\.rank = 4, this run has 8"):
+        Learner.load(tmp_path / "step-000000", settings(tiny_model, rank=8))
+    with pytest.raises(CheckpointError, match="not a complete checkpoint"):
+        Learner.load(tmp_path / "nothing", settings(tiny_model))
+
+
+def test_killed_while_saving_leaves_the_last_checkpoint_whole(tiny_model: Path, tmp_path: Path) -> None:
+    """A process that saves without pause is killed at several moments; what is there is always sound."""
+    program = (
+        "import sys; from pathlib import Path; from mappa.learn import Learner;"
+        "from tests.learn.test_learner import settings\n"
+        "learner = Learner(settings(Path(sys.argv[1]))); step = 0; print('ready', flush=True)\n"
+        "while True:\n    step += 1; learner.save(Path(sys.argv[2]) / f'step-{step:06d}')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(tiny_model), str(tmp_path)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    while "ready" not in (line := process.stdout.readline()):
+        assert line, "the saving process died"
+    time.sleep(0.7)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    found, refused = checkpoint.latest(tmp_path)
+    assert found is not None and refused == []
+    Learner.load(found, settings(tiny_model))
+
+
+def test_an_export_is_what_peft_loads(tiny_model: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    learner = Learner(settings(tiny_model, first_layer=1))
+    for step in range(2):
+        learner.step(make_samples(step))
+    samples = make_samples(5)
+    for role in ROLES:
+        learner.export(role, tmp_path / role)
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), tmp_path / role).eval()
+        for sample in (s for s in samples if s.role == role):
+            ids = torch.tensor(sample.tokens)
+            (start, end), *_ = sample.spans
+            with torch.no_grad():
+                logits = model(ids[None]).logits[0, start - 1 : end - 1]
+            theirs = torch.log_softmax(logits, -1).gather(1, ids[start:end, None])[:, 0]
+            torch.testing.assert_close(learner.logprobs([sample])[0], theirs, atol=1e-4, rtol=0)
+
+
+def test_a_damaged_export_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    learner = Learner(settings(tiny_model))
+    learner.export("modeler", tmp_path / "modeler")
+    weights = tmp_path / "modeler" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(AdapterError, match="damaged"):
+        read_adapter(tmp_path / "modeler")
+    with pytest.raises(AdapterError, match="no adapter at"):
+        read_adapter(tmp_path / "analyst")
+
+
+def test_reference_logprobs_are_the_bases(tiny_model: Path) -> None:
+    learner = Learner(settings(tiny_model))
+    samples = make_samples(0)
+    before = learner.logprobs(samples)
+    learner.step(samples)
+    for was, now in zip(before, learner.logprobs(samples, reference=True), strict=True):
+        torch.testing.assert_close(now, was, atol=1e-5, rtol=0)

@@ -1,0 +1,54 @@
+"""A team for tests: what the (random) model writes decides, as a coin would, whether its code works."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from mappa.systems import Stage, chat, python_block
+from mappa.systems.datascience import ANALYST, ENGINEER, MODELER, _fit, _prepare, _submit
+from mappa.types import Role, Task
+
+
+def _short(role: Role) -> Role:
+    """One letter ends the text; no letter for long cuts it off."""
+    return replace(role, prompt="Write.", examples=(), max_tokens=12, stop="[A-Za-z]")
+
+
+class CoinTeam:
+    """The data-science roles with the worked examples' own code, run if the first letter is in the first half."""
+
+    roles = tuple(_short(role) for role in (ENGINEER, MODELER, ANALYST))
+
+    async def run(self, stage: Stage) -> None:
+        for role in self.roles:
+            good = python_block(self._answer(role.name, stage.task)) or ""
+
+            def code(text: str, good: str = good) -> str | None:
+                letters = [character for character in text.lower() if character.isascii() and character.isalpha()]
+                return good if letters and letters[-1] <= "m" else "raise ValueError('tails')"
+
+            action = await stage.act(role, chat(role, "Go."), code=code)
+            if role.name != "analyst" and action.evidence is not None and not action.evidence.success:
+                await stage.repair(role)
+
+    @staticmethod
+    def _answer(role: str, task: Task) -> str:
+        if role == "data_engineer":
+            return _prepare(task.target)
+        if role == "modeler":
+            return _fit("RandomForestRegressor" if task.kind == "regression" else "RandomForestClassifier")
+        return _submit(task.target)
+
+
+class NoRoles:
+    roles: tuple[Role, ...] = ()
+
+    async def run(self, stage: Stage) -> None: ...
+
+
+class TwiceTeam:
+    """Names a role twice."""
+
+    roles = (ENGINEER, ENGINEER)
+
+    async def run(self, stage: Stage) -> None: ...

@@ -1,0 +1,183 @@
+"""The program as a person runs it: to the end, interrupted, resumed, on two ranks, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mappa.config import load_config
+from mappa.journal import read_episodes
+from mappa.learn.adapters import read_adapter
+from mappa.observe.metrics import read_metrics
+from mappa.run import tasks_of_step
+from mappa.types import Task
+
+ROOT = Path(__file__).resolve().parents[1]
+ROLES = ("data_engineer", "modeler", "analyst")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
+
+
+def config_file(folder: Path, model: Path) -> Path:
+    path = folder / "tiny.toml"
+    path.write_text(
+        f'name = "tiny"\nmodel = "{model}"\ndtype = "float32"\nsystem = "tests.teams:CoinTeam"\n'
+        f'runs = "{folder}/runs"\n'
+        "steps = 2\nseed = 3\n[sampler]\ntemperature = 1.0\n[rollout]\nepisodes = 6\n"
+        "[learn]\nrank = 4\nlr = 1e-2\nfirst_layer = 1\n[evaluate]\nsamples = 0\n"
+    )
+    return path
+
+
+def start(config: Path, *arguments: str, ranks: int = 1) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    if ranks == 1:
+        command = [sys.executable]
+    return subprocess.Popen(
+        [*command, "-m", "mappa.train", str(config), *arguments],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+    )
+
+
+def run(config: Path, *arguments: str, ranks: int = 1) -> tuple[int, str]:
+    process = start(config, *arguments, ranks=ranks)
+    output, _ = process.communicate(timeout=280)
+    return process.returncode, output
+
+
+def check_finished(folder: Path, model: Path, steps: int, episodes: int) -> None:
+    """Summary, journal, metrics, curves and adapters of a run that came to its end."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    summary = json.loads((folder / "summary.json").read_bytes())
+    assert summary["steps"] == steps and summary["episodes"] == steps * episodes and summary["train_minutes"] > 0
+    assert set(summary["adapters"]) == set(ROLES)
+    for phase in ("base", "trained"):
+        low, high = summary[phase]["ci"]
+        assert 0 <= low <= summary[phase]["success"] <= high <= 1
+    assert [m.step for m in read_metrics(folder / "metrics.jsonl")] == list(range(1, steps + 1))
+    journal = list(read_episodes(folder / "journal.sqlite"))
+    assert len(journal) == steps * episodes and len({e.id for e in journal}) == len(journal)
+    for episode in journal:
+        assert episode.error is None and [a.role for a in episode.actions] == list(ROLES)
+        for action in episode.actions:
+            assert action.adapter == f"{action.role}@{episode.step - 1}"
+            assert action.verdict is not None and action.evidence is not None
+            assert len(action.output_ids) == len(action.logprobs)
+    assert (folder / "curves.png").stat().st_size > 1000
+    for role, path in summary["adapters"].items():
+        assert any(bool(b.any()) for _, b in read_adapter(Path(path)).values()), f"{role} has not moved"
+        PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), path)
+
+
+def test_a_run_ends_and_a_finished_one_is_not_done_again(tiny_model: Path, tmp_path: Path) -> None:
+    config = config_file(tmp_path, tiny_model)
+    code, output = run(config)
+    assert code == 0, output
+    check_finished(tmp_path / "runs" / "tiny", tiny_model, 2, 6)
+    before = (tmp_path / "runs" / "tiny" / "metrics.jsonl").read_bytes()
+    code, output = run(config)
+    assert code == 0 and "continuing" in output, output
+    assert (tmp_path / "runs" / "tiny" / "metrics.jsonl").read_bytes() == before
+    code, output = run(config, "learn.lr=0.5")
+    assert code == 2 and "learn.lr: 0.01 -> 0.5" in output and "--fresh" in output, output
+
+
+def test_two_ranks_learn_from_one_rollout(tiny_model: Path, tmp_path: Path) -> None:
+    code, output = run(config_file(tmp_path, tiny_model), ranks=2)
+    assert code == 0, output
+    check_finished(tmp_path / "runs" / "tiny", tiny_model, 2, 6)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_run_goes_on_from_its_last_step(tiny_model: Path, tmp_path: Path, how: signal.Signals) -> None:
+    config = config_file(tmp_path, tiny_model)
+    folder = tmp_path / "runs" / "tiny"
+    process = start(config, "steps=3")
+    deadline = time.monotonic() + 200
+    while not list(folder.glob("checkpoints/step-*")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.02)
+    process.send_signal(how)
+    output, _ = process.communicate(timeout=60)
+    if how == signal.SIGINT:
+        assert process.returncode == 130 and "continues from the last finished step" in output, output
+    assert not (folder / "summary.json").exists()
+    code, output = run(config, "steps=3")
+    assert code == 0 and "continuing" in output, output
+    check_finished(folder, tiny_model, 3, 6)
+
+
+def test_a_second_process_is_kept_out_of_a_running_folder(tiny_model: Path, tmp_path: Path) -> None:
+    config = config_file(tmp_path, tiny_model)
+    first = start(config)
+    while not (tmp_path / "runs" / "tiny" / "config.json").exists():
+        assert first.poll() is None
+        time.sleep(0.05)
+    code, output = run(config)
+    first.kill()
+    first.communicate()
+    assert code == 2 and "another process is at work" in output, output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("learn.lrr=1",), "unknown key learn.lrr; did you mean learn.lr?"),
+        (("model=no-such-model",), "no model folder"),
+        (("system=tests.teams:TwiceTeam",), "names the role 'data_engineer' twice"),
+        (("tasks.source=/no/such/tasks",), "no task folder"),
+        (("learn.lr",), "not of the form"),
+    ],
+)
+def test_what_cannot_run_is_refused_in_one_line(
+    tiny_model: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    code, output = run(config_file(tmp_path, tiny_model), *arguments)
+    assert code == 2 and message in output and "Traceback" not in output, output
+
+
+def test_the_tasks_of_a_step_come_from_shuffled_passes() -> None:
+    tasks = [Task(id=str(i), kind="k", prompt="") for i in range(5)]
+    drawn = [task.id for step in range(5) for task in tasks_of_step(tasks, step, 3, seed=1)]
+    for start_of_pass in range(0, 15, 5):
+        assert sorted(drawn[start_of_pass : start_of_pass + 5]) == ["0", "1", "2", "3", "4"]
+    assert drawn != [task.id for step in range(5) for task in tasks_of_step(tasks, step, 3, seed=2)]
+
+
+def test_every_config_that_ships_can_be_read() -> None:
+    for path in (ROOT / "configs").glob("*.toml"):
+        load_config(path)
+
+
+def test_the_real_base_learns_two_steps(tmp_path: Path) -> None:
+    """SmolLM2 on the quickstart's own system and tasks, end to end."""
+    from mappa.config import cache_home
+    from mappa.model.smollm2 import smollm2_folder
+
+    code, output = run(
+        ROOT / "configs" / "quickstart.toml",
+        f"runs={tmp_path}",
+        "name=real",
+        "steps=2",
+        "rollout.episodes=4",
+        "evaluate.samples=0",
+        "learn.lr=1e-3",
+    )
+    assert code == 0, output
+    folder = tmp_path / "real"
+    check_finished(folder, smollm2_folder(cache_home()), 2, 4)
+    for metrics in read_metrics(folder / "metrics.jsonl"):
+        for role in ROLES:
+            assert metrics.roles[role].ratio == pytest.approx(1, abs=1e-3)  # sampler and learner agree
