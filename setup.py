@@ -7,6 +7,7 @@ chosen at run time, so one build runs on any machine of its architecture.
 
 from __future__ import annotations
 
+import glob
 import platform
 import sys
 import warnings
@@ -14,7 +15,7 @@ from typing import Any
 
 from setuptools import setup
 
-SOURCES = ("bindings", "select", "products", "sweep", "kernels_portable")
+SOURCES = ("bindings", "select", "products", "sweep", "lora", "advantage", "kernels_portable")
 X86_SOURCES = {
     "kernels_avx2": ["-mavx2", "-mfma"],
     "kernels_avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"],
@@ -54,7 +55,7 @@ def extension() -> dict[str, Any]:
     module = CppExtension(
         "mappa_kernels._C",
         [f"csrc/{name}.cpp" for name in names],
-        depends=["csrc/kernels.inc", *(f"csrc/{n}.h" for n in ("gemm", "kernels", "lanes", "matrix", "products"))],
+        depends=sorted(glob.glob("csrc/*.h") + glob.glob("csrc/*.inc")),
         extra_compile_args=flags,
         optional=True,
     )

@@ -1,5 +1,8 @@
 // Products of small fp32 tiles. Each element of C is a chain of multiply-adds in ascending order of the inner index,
 // cut at fixed places: the bits of a token's result depend on that token alone, not on the batch around it.
+//
+// A slab holds rows of a matrix, TALL of them, in blocks of ROWS columns: [width / ROWS][TALL][ROWS]. So both products
+// below read it as one stream, the slab's rows against its columns and the other way round.
 #pragma once
 
 #include "lanes.h"
@@ -7,42 +10,42 @@
 namespace mappa::MAPPA_ISA {
 
 constexpr int ROWS = MAPPA_ROWS;    // ROWS x 2 vectors of C stay in registers
-constexpr int COLUMNS = 2 * LANES;  // tokens of a tile
-constexpr int SLAB = MAPPA_SLAB;    // vocabulary rows of a slab, a multiple of ROWS
-constexpr int BLOCKS = MAPPA_BLOCKS;  // column blocks per pass: keeps a tile's part in half an L1 cache
+constexpr int COLUMNS = 2 * LANES;
+constexpr int PASS = MAPPA_PASS;    // blocks of a slab per pass: the right side's part fills half an L1 cache
 
-// Floats from one column block of a slab to the next: its rows, and room for what a whole vector writes past the last.
-constexpr int64_t BLOCK = static_cast<int64_t>(SLAB) * ROWS + LANES;
+// Floats from one block of a slab to the next: its rows, and room for what a whole vector writes past the last.
+template <int TALL>
+constexpr int64_t BLOCK = static_cast<int64_t>(TALL) * ROWS + LANES;
 
-static_assert(SLAB % ROWS == 0 && ROWS <= LANES);
+static_assert(ROWS <= LANES);
 
-template <int R>
-inline __attribute__((always_inline)) void load_tile(F (&sum)[R][2], const float* c, int64_t ldc, bool add) {
+template <int R, int V>
+inline __attribute__((always_inline)) void load_tile(F (&sum)[R][V], const float* c, int64_t ldc, bool add) {
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-    sum[r][0] = add ? load(c + r * ldc) : F{};
-    sum[r][1] = add ? load(c + r * ldc + LANES) : F{};
-  }
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) sum[r][v] = add ? load(c + r * ldc + v * LANES) : F{};
 }
 
-template <int R>
-inline __attribute__((always_inline)) void store_tile(const F (&sum)[R][2], float* c, int64_t ldc) {
+template <int R, int V>
+inline __attribute__((always_inline)) void store_tile(const F (&sum)[R][V], float* c, int64_t ldc) {
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-    store(c + r * ldc, sum[r][0]);
-    store(c + r * ldc + LANES, sum[r][1]);
-  }
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) store(c + r * ldc + v * LANES, sum[r][v]);
 }
 
-// sum[R][COLUMNS] += A[R][depth] B[depth][COLUMNS], with A(r, d) = a[r * ROW + d * STEP]. Where AHEAD is not 0, what
-// lies AHEAD floats behind A is fetched into the cache, a line for each d.
-template <int R, int ROW, int STEP, int64_t AHEAD = 0>
+// sum[R][V vectors] += A[R][depth] B[depth][V vectors], with A(r, d) = a[r * ROW + d * STEP]. Where AHEAD is not 0,
+// what lies AHEAD floats behind A is fetched into the cache, a line for each d.
+template <int ROW, int STEP, int64_t AHEAD, int R, int V>
 inline __attribute__((always_inline)) void accumulate(
-    F (&sum)[R][2], int64_t depth, const float* a, const float* b, int64_t ldb) {
+    F (&sum)[R][V], int64_t depth, const float* a, const float* b, int64_t ldb) {
   const float* next = a + AHEAD;
 #pragma GCC unroll 2
   for (int64_t d = 0; d < depth; ++d) {
-    const F right0 = load(b), right1 = load(b + LANES);
+    F right[V];
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) right[v] = load(b + v * LANES);
     if constexpr (AHEAD != 0) {
       __builtin_prefetch(next);
       next += 16;
@@ -50,66 +53,74 @@ inline __attribute__((always_inline)) void accumulate(
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const F left = all(a[r * ROW]);
-      sum[r][0] += left * right0;
-      sum[r][1] += left * right1;
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) sum[r][v] += left * right[v];
     }
     a += STEP;
     b += ldb;
   }
 }
 
-// C[SLAB][COLUMNS] = slab . tile [width][COLUMNS]. A slab is [width / ROWS][SLAB][ROWS], its blocks BLOCK apart.
-inline void slab_by_tile(int64_t width, const float* slab, const float* tile, float* c) {
+// C[rows][V vectors] = slab [rows][width] . b [width][V vectors]; rows a multiple of ROWS.
+template <int TALL, int V>
+inline void slab_by(int64_t width, int64_t rows, const float* slab, const float* b, int64_t ldb, float* c, int64_t ldc) {
+  constexpr int64_t NEXT = BLOCK<TALL>;
   const int64_t whole = width / ROWS, rest = width % ROWS;
-  for (int64_t first = 0; first * ROWS < width; first += BLOCKS) {
-    const int64_t stop = first + BLOCKS < whole ? first + BLOCKS : whole;
-    const bool last = first + BLOCKS > whole;
-    for (int r = 0; r < SLAB; r += ROWS) {
-      F sum[ROWS][2];
-      load_tile<ROWS>(sum, c + r * COLUMNS, COLUMNS, first > 0);
-      const float *a = slab + first * BLOCK + r * ROWS, *b = tile + first * ROWS * COLUMNS;
-      for (int64_t k = first; k < stop; ++k, a += BLOCK, b += ROWS * COLUMNS)
-        accumulate<ROWS, ROWS, 1, BLOCK>(sum, ROWS, a, b, COLUMNS);
-      if (last) accumulate<ROWS, ROWS, 1>(sum, rest, a, b, COLUMNS);
-      store_tile<ROWS>(sum, c + r * COLUMNS, COLUMNS);
+  for (int64_t first = 0; first * ROWS < width; first += PASS) {
+    const int64_t stop = first + PASS < whole ? first + PASS : whole;
+    const bool last = first + PASS > whole;
+    for (int64_t r = 0; r < rows; r += ROWS) {
+      F sum[ROWS][V];
+      load_tile(sum, c + r * ldc, ldc, first > 0);
+      const float *left = slab + first * NEXT + r * ROWS, *right = b + first * ROWS * ldb;
+      for (int64_t k = first; k < stop; ++k, left += NEXT, right += ROWS * ldb)
+        accumulate<ROWS, 1, NEXT>(sum, ROWS, left, right, ldb);
+      if (last) accumulate<ROWS, 1, 0>(sum, rest, left, right, ldb);
+      store_tile(sum, c + r * ldc, ldc);
     }
   }
 }
 
-// C[R][COLUMNS] += (one block of a slab)' [R][depth] . b [depth][COLUMNS], R in [1, ROWS).
-template <int R>
-inline void block_edge(int64_t rows, int64_t depth, const float* block, const float* b, float* c) {
+// C[rows][V vectors] += (one block of a slab)' [rows][depth] . b [depth][V vectors], rows in [1, R].
+template <int R, int V>
+inline void block_edge(int64_t rows, int64_t depth, const float* block, const float* b, int64_t ldb, float* c,
+                       int64_t ldc) {
   if (rows < R) {
-    if constexpr (R > 1) block_edge<R - 1>(rows, depth, block, b, c);
+    if constexpr (R > 1) block_edge<R - 1, V>(rows, depth, block, b, ldb, c, ldc);
     return;
   }
-  F sum[R][2];
-  load_tile<R>(sum, c, COLUMNS, true);
-  accumulate<R, 1, ROWS>(sum, depth, block, b, COLUMNS);
-  store_tile<R>(sum, c, COLUMNS);
+  F sum[R][V];
+  load_tile(sum, c, ldc, true);
+  accumulate<1, ROWS, 0>(sum, depth, block, b, ldb);
+  store_tile(sum, c, ldc);
 }
 
-// C[width][COLUMNS] += slab' [width][depth] . b [depth][COLUMNS].
-inline void slab_transposed(int64_t width, int64_t depth, const float* slab, const float* b, float* c) {
+// C[width][V vectors] += slab' [width][depth] . b [depth][V vectors].
+template <int TALL, int V>
+inline void slab_transposed_by(int64_t width, int64_t depth, const float* slab, const float* b, int64_t ldb, float* c,
+                               int64_t ldc) {
   int64_t k = 0;
-  for (; k + ROWS <= width; k += ROWS, slab += BLOCK, c += ROWS * COLUMNS) {
-    F sum[ROWS][2];
-    load_tile<ROWS>(sum, c, COLUMNS, true);
-    for (int ahead = 0; ahead < 2 * ROWS; ++ahead) __builtin_prefetch(c + ROWS * COLUMNS + ahead * LANES, 1);
-    accumulate<ROWS, 1, ROWS>(sum, depth, slab, b, COLUMNS);
-    store_tile<ROWS>(sum, c, COLUMNS);
+  for (; k + ROWS <= width; k += ROWS, slab += BLOCK<TALL>, c += ROWS * ldc) {
+    F sum[ROWS][V];
+    load_tile(sum, c, ldc, true);
+    for (int r = 0; r < ROWS; ++r)
+      for (int v = 0; v < V; ++v) __builtin_prefetch(c + (ROWS + r) * ldc + v * LANES, 1);
+    accumulate<1, ROWS, 0>(sum, depth, slab, b, ldb);
+    store_tile(sum, c, ldc);
   }
-  if (k < width) block_edge<ROWS - 1>(width - k, depth, slab, b, c);
+  if (k < width) block_edge<ROWS - 1, V>(width - k, depth, slab, b, ldb, c, ldc);
 }
 
-// C[SLAB][ld] += A[SLAB][COLUMNS] . b [COLUMNS][ld], ld a multiple of COLUMNS.
-inline void outer(int64_t ld, const float* a, const float* b, float* c) {
-  for (int64_t k = 0; k < ld; k += COLUMNS)
-    for (int r = 0; r < SLAB; r += ROWS) {
+// C[rows][width] += A[rows][depth] . b [depth][width] with A(r, d) = a[r * ROW + d * STEP]; rows a multiple of ROWS,
+// width one of COLUMNS.
+template <int ROW, int STEP>
+inline void outer(int64_t rows, int64_t width, int64_t depth, const float* a, const float* b, float* c) {
+  for (int64_t k = 0; k < width; k += COLUMNS)
+    for (int64_t r = 0; r < rows; r += ROWS) {
       F sum[ROWS][2];
-      load_tile<ROWS>(sum, c + r * ld + k, ld, true);
-      accumulate<ROWS, COLUMNS, 1>(sum, COLUMNS, a + r * COLUMNS, b + k, ld);
-      store_tile<ROWS>(sum, c + r * ld + k, ld);
+      load_tile(sum, c + r * width + k, width, true);
+      accumulate<ROW, STEP, 0>(sum, depth, a + r * ROW, b + k, width);
+      store_tile(sum, c + r * width + k, width);
     }
 }
 

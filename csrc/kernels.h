@@ -39,12 +39,31 @@ struct TileGradient {
   float grad_entropy[MAX_TOKENS];
 };
 
+// The products of grouped_lora. A slab here holds `rows` tokens; ranks are padded to a multiple of `lanes`, widths of
+// outputs to a multiple of `columns`.
+struct LoraKernels {
+  int rows;
+  int lanes;
+  int columns;
+  int block;       // as in Kernels
+  int64_t stride;  // as in Kernels
+
+  // Rows [first, stop) of a matrix as a slab, zeros beyond.
+  void (*pack)(const Matrix& matrix, int64_t first, int64_t stop, float* slab);
+  // out[rows][rank] = slab [rows][width] . right [width][rank].
+  void (*project)(int64_t width, int64_t rank, const float* slab, const float* right, float* out);
+  // sum[width][rank] += slab' [width][count] . left [count][rank].
+  void (*reduce)(int64_t width, int64_t count, int64_t rank, const float* slab, const float* left, float* sum);
+  // sum[rows][width] += left' [rows][depth] . right [depth][width], with left [depth][rows].
+  void (*expand)(int64_t width, int64_t depth, const float* left, const float* right, float* sum);
+};
+
 struct Kernels {
   const char* name;
   int tokens;  // of a tile
   int rows;    // of a slab
   int block;   // columns of the weight that stand together in a slab
-  int stride;  // floats from one block of columns to the next; a slab has ceil(width / block) of them
+  int64_t stride;  // floats from one block of columns to the next; a slab has ceil(width / block) of them
 
   // Rows [first, first + count) in fp32, [count][ld]; columns from matrix.columns to ld are zero.
   void (*read)(const Matrix& matrix, int64_t first, int64_t count, float* out, int64_t ld);
@@ -67,6 +86,8 @@ struct Kernels {
   void (*coefficients)(const TileState& state, const TileGradient& gradient, int64_t first, float* logits);
   // sum[rows][ld] += coefficients[rows][tokens] . states, with states [tokens][ld], ld a multiple of `tokens`.
   void (*add_outer)(int64_t ld, const float* coefficients, const float* states, float* sum);
+
+  LoraKernels lora;
 };
 
 const Kernels& kernels_portable();

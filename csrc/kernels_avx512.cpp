@@ -2,5 +2,6 @@
 #define MAPPA_LANES 16
 #define MAPPA_ROWS 14
 #define MAPPA_SLAB 168
-#define MAPPA_BLOCKS 12
+#define MAPPA_PASS 12
+#define MAPPA_LORA_TOKENS 56
 #include "kernels.inc"

@@ -50,10 +50,9 @@ def process_advantage(
     Raises ValueError naming the argument, BackendError where `backend` cannot run.
     """
     n_groups, tokens = _check(scores, action_offsets, groups, kl, beta, gamma, n_groups, process_group)
-    dispatch.choose(backend, "process_advantage", scores.device, torch.float32)
-    returns, actions, action_of = _returns(scores, action_offsets, kl, beta, gamma, tokens)
-    stats = _merge(_gather(actions, groups, process_group), n_groups)
-    return _finish(returns, stats, groups, action_of, whiten), stats
+    name = dispatch.choose(backend, "process_advantage", scores.device, torch.float32)
+    run = _on_cpu if name == "cpu" else _eager
+    return run(scores, action_offsets, groups, kl, beta, gamma, whiten, n_groups, tokens, process_group)
 
 
 def process_advantage_reference(
@@ -70,9 +69,48 @@ def process_advantage_reference(
 ) -> tuple[Tensor, Tensor]:
     """`process_advantage` in plain torch, on any device with fp64."""
     n_groups, tokens = _check(scores, action_offsets, groups, kl, beta, gamma, n_groups, process_group)
+    return _eager(scores, action_offsets, groups, kl, beta, gamma, whiten, n_groups, tokens, process_group)
+
+
+def _eager(
+    scores: Tensor,
+    action_offsets: Tensor,
+    groups: Tensor,
+    kl: Tensor | None,
+    beta: float,
+    gamma: float,
+    whiten: bool,
+    n_groups: int,
+    tokens: int,
+    process_group: ProcessGroup | None,
+) -> tuple[Tensor, Tensor]:
     returns, actions, action_of = _returns(scores, action_offsets, kl, beta, gamma, tokens)
     stats = _merge(_gather(actions, groups, process_group), n_groups)
     return _finish(returns, stats, groups, action_of, whiten), stats
+
+
+def _on_cpu(
+    scores: Tensor,
+    action_offsets: Tensor,
+    groups: Tensor,
+    kl: Tensor | None,
+    beta: float,
+    gamma: float,
+    whiten: bool,
+    n_groups: int,
+    tokens: int,
+    process_group: ProcessGroup | None,
+) -> tuple[Tensor, Tensor]:
+    """One pass for the returns and their statistics, one to whiten (csrc/advantage.cpp)."""
+    from mappa_kernels.cpu import extension
+
+    core, offsets, members = extension(), action_offsets.long().contiguous(), groups.long().contiguous()
+    ratios = None if kl is None or beta == 0.0 else kl.detach().double().contiguous()
+    returns, actions = core.action_returns(scores.detach().double().contiguous(), offsets, ratios, beta, gamma)
+    stats = core.merge_statistics(_gather(actions, groups, process_group), n_groups)
+    if not whiten:
+        return returns.nan_to_num(nan=0.0).float(), stats
+    return core.whiten(returns, offsets, members, stats, SMALLEST_STD), stats
 
 
 def _check(
@@ -97,15 +135,14 @@ def _check(
         tokens = kl.shape[0]
     checks.require(beta == 0.0 or kl is not None, "kl", f"is needed with beta={beta}")
     checks.require(0.0 <= gamma <= 1.0, "gamma", f"must be in [0, 1], is {gamma}")
-    offsets = action_offsets.tolist()
-    checks.offsets("action_offsets", offsets, scores.shape[0], tokens)
+    checks.offsets("action_offsets", action_offsets, scores.shape[0], tokens)
     checks.tensor("groups", groups, 1, checks.INDEX_TYPES, device)
     checks.length("groups", groups, scores.shape[0], "action")
     if n_groups is None:
         n_groups = _count_groups(groups, process_group)
     checks.require(n_groups >= 0, "n_groups", f"must not be negative, is {n_groups}")
     checks.within("groups", groups, 0, n_groups)
-    return n_groups, offsets[-1]
+    return n_groups, int(action_offsets[-1])
 
 
 def _count_groups(groups: Tensor, process_group: ProcessGroup | None) -> int:
@@ -153,7 +190,7 @@ def _segment_sum(values: Tensor, offsets: Tensor) -> Tensor:
 
 
 def _gather(actions: Tensor, groups: Tensor, process_group: ProcessGroup | None) -> Tensor:
-    """[all actions of all ranks, 4]: group, n, mean, M2, in an order that depends on these values alone."""
+    """[all actions of all ranks, 4]: group, n, mean, M2."""
     rows = torch.cat((groups.double()[:, None], actions), dim=1)
     if process_group is not None:
         world = torch.distributed.get_world_size(process_group)
@@ -166,13 +203,16 @@ def _gather(actions: Tensor, groups: Tensor, process_group: ProcessGroup | None)
         parts = [torch.empty_like(padded) for _ in range(world)]
         torch.distributed.all_gather(parts, padded, group=process_group)
         rows = torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
-    for column in (3, 2, 1):
-        rows = rows[torch.argsort(rows[:, column], stable=True)]
     return rows
 
 
 def _merge(rows: Tensor, n_groups: int) -> Tensor:
-    """Chan's rule over any number of parts at once: M2 = sum of M2_i + n_i (mean_i - mean)^2. [n_groups, 3]."""
+    """Chan's rule over any number of parts at once: M2 = sum of M2_i + n_i (mean_i - mean)^2. [n_groups, 3].
+
+    The parts are sorted first, so that the sums do not depend on the order they came in.
+    """
+    for column in (3, 2, 1, 0):
+        rows = rows[torch.argsort(rows[:, column], stable=True)]
     group, count, mean, squares = rows.unbind(1)
     member = (group[None, :] == torch.arange(n_groups, device=rows.device)[:, None]).double()
     total = member @ count

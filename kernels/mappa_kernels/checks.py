@@ -40,15 +40,17 @@ def within(name: str, values: Tensor, low: int, high: int) -> None:
     require(low <= least and most < high, name, f"values must be in [{low}, {high}), found {least} to {most}")
 
 
-def offsets(name: str, values: Sequence[int], segments: int, total: int | None) -> None:
+def offsets(name: str, values: Tensor, segments: int, total: int | None) -> None:
     """`segments` + 1 ascending integers that begin with 0 and end with `total` (any end where it is None)."""
     require(len(values) == segments + 1, name, f"expected {segments + 1} entries, got {len(values)}")
-    require(values[0] == 0, name, f"must begin with 0, begins with {values[0]}")
-    for index in range(segments):
-        ascends = values[index] <= values[index + 1]
-        require(ascends, name, f"must ascend, but entry {index} is {values[index]} and the next {values[index + 1]}")
+    first, last = int(values[0]), int(values[-1])
+    require(first == 0, name, f"must begin with 0, begins with {first}")
+    falls = torch.nonzero(values.diff() < 0)
+    if len(falls):
+        at = int(falls[0])
+        require(False, name, f"must ascend, but entry {at} is {int(values[at])} and the next {int(values[at + 1])}")
     if total is not None:
-        require(values[-1] == total, name, f"must end with the number of tokens, {total}, ends with {values[-1]}")
+        require(last == total, name, f"must end with the number of tokens, {total}, ends with {last}")
 
 
 def positive(name: str, value: float) -> None:

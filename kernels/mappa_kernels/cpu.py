@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
 from mappa_kernels import dispatch
@@ -51,6 +51,38 @@ class CpuEngine:
         return gradient
 
 
+class CpuLora:
+    """`grouped_lora`: blocks of tokens stay in the cache through all products (csrc/lora.cpp)."""
+
+    def forward(
+        self,
+        x: Tensor,
+        down: Sequence[Tensor],
+        up: Sequence[Tensor],
+        offsets: tuple[int, ...],
+        scale: float,
+        base_out: Sequence[Tensor],
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        outputs, low = extension().lora_forward(x, down, up, offsets, scale, [base.contiguous() for base in base_out])
+        return tuple(outputs), low
+
+    def backward(
+        self,
+        x: Tensor,
+        low: Tensor,
+        down: Sequence[Tensor],
+        up: Sequence[Tensor],
+        offsets: tuple[int, ...],
+        scale: float,
+        grads: Sequence[Tensor],
+        needs_x: bool,
+    ) -> tuple[Tensor | None, Sequence[Tensor], Sequence[Tensor]]:
+        parts: tuple[Tensor | None, Sequence[Tensor], Sequence[Tensor]] = extension().lora_backward(
+            x, low, down, up, offsets, scale, [grad.contiguous() for grad in grads], needs_x
+        )
+        return parts
+
+
 def extension() -> ModuleType:
     """`mappa_kernels._C`. Raises BackendError where it is not built."""
     module = dispatch.extension()
@@ -65,8 +97,3 @@ def description() -> dict[str, str]:
     bfloat16 "brgemm": the processor's own instructions; "float32": weights are converted slab by slab.
     """
     return {"instruction_set": extension().instruction_set(), "bfloat16": extension().bfloat16_path()}
-
-
-def supports(dtype: torch.dtype) -> bool:
-    """The C++ kernels take these types."""
-    return dtype in (torch.float32, torch.bfloat16, torch.float16)

@@ -24,7 +24,7 @@ Operation = Literal["linear_logprob", "process_advantage", "policy_loss", "group
 
 # Operations each back-end implements; the reference implements all of them.
 _IMPLEMENTED: dict[str, frozenset[str]] = {
-    "cpu": frozenset({"linear_logprob"}),
+    "cpu": frozenset({"linear_logprob", "process_advantage", "grouped_lora"}),
     "triton": frozenset(),
 }
 _KERNEL_TYPES = (torch.float32, torch.bfloat16, torch.float16)

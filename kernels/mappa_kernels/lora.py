@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -38,15 +38,15 @@ def grouped_lora(
     Raises ValueError naming the argument, BackendError where `backend` cannot run.
     """
     bounds = _check(x, [A], [B], offsets, [base_out])
-    dispatch.choose(backend, "grouped_lora", x.device, x.dtype)
-    return _apply(x, [A], [B], bounds, scale, [base_out])[0]
+    name = dispatch.choose(backend, "grouped_lora", x.device, torch.promote_types(x.dtype, A[0].dtype))
+    return _apply(_engine(name), x, [A], [B], bounds, scale, [base_out])[0]
 
 
 def grouped_lora_reference(
     x: Tensor, A: Sequence[Tensor], B: Sequence[Tensor], offsets: Tensor | Sequence[int], scale: float, base_out: Tensor
 ) -> Tensor:
     """`grouped_lora` in plain torch, on any device."""
-    return _apply(x, [A], [B], _check(x, [A], [B], offsets, [base_out]), scale, [base_out])[0]
+    return _apply(EagerLora(), x, [A], [B], _check(x, [A], [B], offsets, [base_out]), scale, [base_out])[0]
 
 
 def grouped_lora_fused(
@@ -65,8 +65,8 @@ def grouped_lora_fused(
     roles and ranks. Returns one output per projection.
     """
     bounds = _check(x, A, B, offsets, base_out)
-    dispatch.choose(backend, "grouped_lora", x.device, x.dtype)
-    return _apply(x, A, B, bounds, scale, base_out)
+    name = dispatch.choose(backend, "grouped_lora", x.device, torch.promote_types(x.dtype, A[0][0].dtype))
+    return _apply(_engine(name), x, A, B, bounds, scale, base_out)
 
 
 def grouped_lora_fused_reference(
@@ -78,7 +78,7 @@ def grouped_lora_fused_reference(
     base_out: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
     """`grouped_lora_fused` in plain torch, on any device."""
-    return _apply(x, A, B, _check(x, A, B, offsets, base_out), scale, base_out)
+    return _apply(EagerLora(), x, A, B, _check(x, A, B, offsets, base_out), scale, base_out)
 
 
 def _check(
@@ -104,12 +104,10 @@ def _check(
         for role, (down, up) in enumerate(zip(downs, ups, strict=True)):
             _check_matrix("A", role, down, (rank, x.shape[1]), dtype, device)
             _check_matrix("B", role, up, (base.shape[1], rank), dtype, device)
-    if isinstance(offsets, Tensor):
-        checks.require(offsets.dim() == 1, "offsets", f"expected 1 dimension, got shape {tuple(offsets.shape)}")
-        checks.require(offsets.dtype in checks.INDEX_TYPES, "offsets", f"expected integers, got {offsets.dtype}")
-        offsets = offsets.tolist()
-    checks.offsets("offsets", offsets, roles, len(x))
-    return tuple(offsets)
+    bounds = offsets if isinstance(offsets, Tensor) else torch.tensor(list(offsets), dtype=torch.int64)
+    checks.tensor("offsets", bounds, 1, checks.INDEX_TYPES, bounds.device)
+    checks.offsets("offsets", bounds, roles, len(x))
+    return tuple(bounds.tolist())
 
 
 def _check_matrix(
@@ -120,7 +118,17 @@ def _check_matrix(
     checks.require(same, name, f"of role {role}: expected shape {shape}, got {tuple(value.shape)}")
 
 
+def _engine(name: str) -> LoraEngine:
+    """Back-ends are imported where they are used: the package needs torch alone."""
+    if name == "cpu":
+        from mappa_kernels.cpu import CpuLora
+
+        return CpuLora()
+    return EagerLora()
+
+
 def _apply(
+    engine: LoraEngine,
     x: Tensor,
     A: Sequence[Sequence[Tensor]],
     B: Sequence[Sequence[Tensor]],
@@ -129,7 +137,7 @@ def _apply(
     base_out: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
     flat = [matrix for matrices in (*A, *B) for matrix in matrices]
-    out: tuple[Tensor, ...] = _GroupedLora.apply(x, offsets, scale, len(A), *base_out, *flat)
+    out: tuple[Tensor, ...] = _GroupedLora.apply(engine, x, offsets, scale, len(A), *base_out, *flat)
     return out
 
 
@@ -138,56 +146,102 @@ class _GroupedLora(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, offsets: tuple[int, ...], scale: float, projections: int, *tensors: Tensor
+        ctx: Any, engine: LoraEngine, x: Tensor, offsets: tuple[int, ...], scale: float, projections: int, *flat: Tensor
     ) -> tuple[Tensor, ...]:
-        ctx.offsets, ctx.scale, ctx.projections = offsets, scale, projections
-        base_out, down, up = _split(tensors, projections, len(offsets) - 1)
-        outputs = tuple(base.clone() for base in base_out)
-        rank, dtype = down[0][0].shape[0], down[0][0].dtype
-        low = x.new_empty(len(x), projections * rank, dtype=dtype)
-        for role, rows in _segments(offsets):
-            stacked = torch.cat([matrices[role] for matrices in down])
-            torch.mm(x[rows].to(dtype), stacked.T, out=low[rows])
-            for index, output in enumerate(outputs):
-                part = low[rows, index * rank : (index + 1) * rank]
-                output[rows] += (part @ up[index][role].T * scale).to(output.dtype)
-        ctx.save_for_backward(x, low, *(matrix for matrices in (*down, *up) for matrix in matrices))
+        matrices = projections * (len(offsets) - 1)
+        base_out, down, up = flat[:projections], flat[projections : projections + matrices], flat[-matrices:]
+        outputs, low = engine.forward(x, down, up, offsets, scale, base_out)
+        ctx.engine, ctx.offsets, ctx.scale = engine, offsets, scale
+        ctx.save_for_backward(x, low, *down, *up)
         return outputs
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, low, *matrices = ctx.saved_tensors
-        roles = len(ctx.offsets) - 1
-        _, down, up = _split(tuple(matrices), ctx.projections, roles)
-        grad_down = [[torch.zeros_like(matrix) for matrix in matrices] for matrices in down]
-        grad_up = [[torch.zeros_like(matrix) for matrix in matrices] for matrices in up]
-        grad_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
-        rank, dtype = down[0][0].shape[0], low.dtype
-        for role, rows in _segments(ctx.offsets):
+        half = len(matrices) // 2
+        down, up, needs_x = matrices[:half], matrices[half:], ctx.needs_input_grad[1]
+        grad_x, *parts = ctx.engine.backward(x, low, down, up, ctx.offsets, ctx.scale, grads, needs_x)
+        return None, grad_x, None, None, None, *grads, *(gradient for part in parts for gradient in part)
+
+
+class LoraEngine(Protocol):
+    """One back-end's two passes. `down` holds every A and `up` every B, by projection, then by role."""
+
+    def forward(
+        self,
+        x: Tensor,
+        down: Sequence[Tensor],
+        up: Sequence[Tensor],
+        offsets: tuple[int, ...],
+        scale: float,
+        base_out: Sequence[Tensor],
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """One output per projection, and what `backward` takes as `low`."""
+        ...
+
+    def backward(
+        self,
+        x: Tensor,
+        low: Tensor,
+        down: Sequence[Tensor],
+        up: Sequence[Tensor],
+        offsets: tuple[int, ...],
+        scale: float,
+        grads: Sequence[Tensor],
+        needs_x: bool,
+    ) -> tuple[Tensor | None, Sequence[Tensor], Sequence[Tensor]]:
+        """Gradients in x, in every A and in every B."""
+        ...
+
+
+class EagerLora:
+    """Plain torch, one role after the other; the projections' A stand on top of each other, so x is read once."""
+
+    def forward(
+        self,
+        x: Tensor,
+        down: Sequence[Tensor],
+        up: Sequence[Tensor],
+        offsets: tuple[int, ...],
+        scale: float,
+        base_out: Sequence[Tensor],
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        roles, rank, dtype = len(offsets) - 1, down[0].shape[0], down[0].dtype
+        outputs = tuple(base.clone() for base in base_out)
+        low = x.new_empty(len(x), len(outputs) * rank, dtype=dtype)
+        for role, rows in _segments(offsets):
+            torch.mm(x[rows].to(dtype), torch.cat(list(down[role::roles])).T, out=low[rows])
+            for index, (output, matrix) in enumerate(zip(outputs, up[role::roles], strict=True)):
+                part = low[rows, index * rank : (index + 1) * rank]
+                output[rows] += (part @ matrix.T * scale).to(output.dtype)
+        return outputs, low
+
+    def backward(
+        self,
+        x: Tensor,
+        low: Tensor,
+        down: Sequence[Tensor],
+        up: Sequence[Tensor],
+        offsets: tuple[int, ...],
+        scale: float,
+        grads: Sequence[Tensor],
+        needs_x: bool,
+    ) -> tuple[Tensor | None, Sequence[Tensor], Sequence[Tensor]]:
+        roles, rank, dtype = len(offsets) - 1, down[0].shape[0], low.dtype
+        grad_down, grad_up = ([torch.zeros_like(matrix) for matrix in matrices] for matrices in (down, up))
+        grad_x = torch.zeros_like(x) if needs_x else None
+        for role, rows in _segments(offsets):
             grad_low = torch.empty_like(low[rows])
             for index, grad in enumerate(grads):
                 columns = slice(index * rank, (index + 1) * rank)
-                tokens = grad[rows].to(dtype) * ctx.scale
-                grad_up[index][role] = tokens.T @ low[rows, columns]
-                torch.mm(tokens, up[index][role], out=grad_low[:, columns])
-            grad_stacked = grad_low.T @ x[rows].to(dtype)
-            for index in range(ctx.projections):
-                grad_down[index][role] = grad_stacked[index * rank : (index + 1) * rank]
+                tokens = grad[rows].to(dtype) * scale
+                grad_up[index * roles + role] = tokens.T @ low[rows, columns]
+                torch.mm(tokens, up[index * roles + role], out=grad_low[:, columns])
+            grad_down[role::roles] = (grad_low.T @ x[rows].to(dtype)).split(rank)
             if grad_x is not None:
-                grad_x[rows] = (grad_low @ torch.cat([matrices[role] for matrices in down])).to(x.dtype)
-        flat = (matrix for matrices in (*grad_down, *grad_up) for matrix in matrices)
-        return grad_x, None, None, None, *grads, *flat
-
-
-def _split(
-    tensors: tuple[Tensor, ...], projections: int, roles: int
-) -> tuple[tuple[Tensor, ...], list[tuple[Tensor, ...]], list[tuple[Tensor, ...]]]:
-    """Undo the flattening: base outputs (none where there are too few tensors), A and B by projection, then role."""
-    matrices = 2 * projections * roles
-    base_out, flat = tensors[: len(tensors) - matrices], tensors[len(tensors) - matrices :]
-    rows = [flat[start : start + roles] for start in range(0, matrices, roles)]
-    return base_out, rows[:projections], rows[projections:]
+                grad_x[rows] = (grad_low @ torch.cat(list(down[role::roles]))).to(x.dtype)
+        return grad_x, grad_down, grad_up
 
 
 def _segments(offsets: tuple[int, ...]) -> list[tuple[int, slice]]:

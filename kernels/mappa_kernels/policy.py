@@ -134,9 +134,8 @@ def _check(
         checks.length("mask", mask, len(logprob), "token")
     if sequence_offsets is not None:
         checks.tensor("sequence_offsets", sequence_offsets, 1, checks.INDEX_TYPES, device)
-        values = sequence_offsets.tolist()
-        checks.require(len(values) > 0, "sequence_offsets", "must hold at least the 0 it begins with")
-        checks.offsets("sequence_offsets", values, len(values) - 1, len(logprob))
+        checks.require(len(sequence_offsets) > 0, "sequence_offsets", "must hold at least the 0 it begins with")
+        checks.offsets("sequence_offsets", sequence_offsets, len(sequence_offsets) - 1, len(logprob))
 
 
 def _check_options(

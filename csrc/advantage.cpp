@@ -1,0 +1,106 @@
+#include "advantage.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+namespace mappa {
+namespace {
+
+constexpr int64_t GRAIN = 16;  // actions per thread at least
+
+// The reverse scan of one action, in place of its per-token rewards; returns the sum of the returns.
+double scan(const double* kl, double score, double beta, double gamma, int64_t length, double* out) {
+  double next = score, sum = 0.0;
+  for (int64_t t = length - 1; t >= 0; --t) {
+    if (t < length - 1) next *= gamma;
+    if (kl) next -= beta * kl[t];
+    out[t] = next;
+    sum += next;
+  }
+  return sum;
+}
+
+// Sum of squared deviations; four chains, cut by position in the action.
+double squares(const double* values, int64_t length, double mean) {
+  std::array<double, 4> sums{};
+  for (int64_t t = 0; t < length; ++t) sums[t % 4] += (values[t] - mean) * (values[t] - mean);
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> action_returns(const at::Tensor& scores, const at::Tensor& offsets,
+                                                  const std::optional<at::Tensor>& kl, double beta, double gamma) {
+  const int64_t actions = scores.size(0);
+  const int64_t* const bounds = offsets.const_data_ptr<int64_t>();
+  at::Tensor returns = at::empty({bounds[actions]}, at::kDouble), statistics = at::zeros({actions, 3}, at::kDouble);
+  double *const out = returns.data_ptr<double>(), *const stats = statistics.data_ptr<double>();
+  const double *const score = scores.const_data_ptr<double>(), *const ratio = kl ? kl->const_data_ptr<double>() : nullptr;
+  at::parallel_for(0, actions, GRAIN, [&](int64_t begin, int64_t end) {
+    for (int64_t a = begin; a < end; ++a) {
+      const int64_t first = bounds[a], length = bounds[a + 1] - first;
+      if (length == 0) continue;
+      if (std::isnan(score[a])) {
+        std::fill_n(out + first, length, std::numeric_limits<double>::quiet_NaN());
+        continue;
+      }
+      const double sum = scan(ratio ? ratio + first : nullptr, score[a], beta, gamma, length, out + first);
+      const double mean = sum / static_cast<double>(length);
+      stats[3 * a] = static_cast<double>(length);
+      stats[3 * a + 1] = mean;
+      stats[3 * a + 2] = squares(out + first, length, mean);
+    }
+  });
+  return {returns, statistics};
+}
+
+at::Tensor merge_statistics(const at::Tensor& rows, int64_t groups) {
+  using Part = std::array<double, 4>;  // group, n, mean, M2
+  const auto* const data = reinterpret_cast<const Part*>(rows.const_data_ptr<double>());
+  std::vector<Part> parts(data, data + rows.size(0));
+  std::sort(parts.begin(), parts.end());
+  at::Tensor merged = at::zeros({groups, 3}, at::kDouble);
+  double* const out = merged.data_ptr<double>();
+  for (size_t begin = 0, end = 0; begin < parts.size(); begin = end) {
+    double count = 0.0, sum = 0.0, deviation = 0.0;
+    for (end = begin; end < parts.size() && parts[end][0] == parts[begin][0]; ++end) {
+      count += parts[end][1];
+      sum += parts[end][1] * parts[end][2];
+    }
+    if (count == 0.0) continue;
+    const double mean = sum / count;
+    for (size_t i = begin; i < end; ++i)
+      deviation += parts[i][3] + parts[i][1] * (parts[i][2] - mean) * (parts[i][2] - mean);
+    double* const row = out + 3 * static_cast<int64_t>(parts[begin][0]);
+    row[0] = count;
+    row[1] = mean;
+    row[2] = deviation;
+  }
+  return merged;
+}
+
+at::Tensor whiten(const at::Tensor& returns, const at::Tensor& offsets, const at::Tensor& groups,
+                  const at::Tensor& statistics, double smallest_std) {
+  at::Tensor advantage = at::empty({returns.size(0)}, at::kFloat);
+  const int64_t *const bounds = offsets.const_data_ptr<int64_t>(), *const group = groups.const_data_ptr<int64_t>();
+  const double *const in = returns.const_data_ptr<double>(), *const stats = statistics.const_data_ptr<double>();
+  float* const out = advantage.data_ptr<float>();
+  at::parallel_for(0, groups.size(0), GRAIN, [&](int64_t begin, int64_t end) {
+    for (int64_t a = begin; a < end; ++a) {
+      const double* const row = stats + 3 * group[a];
+      const double mean = row[1], factor = 1.0 / std::max(std::sqrt(row[2] / std::max(row[0], 1.0)), smallest_std);
+      for (int64_t t = bounds[a]; t < bounds[a + 1]; ++t)
+        out[t] = std::isnan(in[t]) ? 0.0f : static_cast<float>((in[t] - mean) * factor);
+    }
+  });
+  return advantage;
+}
+
+}  // namespace mappa
