@@ -26,6 +26,7 @@ from mappa.types import FinishReason, Generation, SamplingParams
 
 _SHORTEST_PREFIX = 32  # tokens; below this, sharing saves less than it costs
 _PREFIXES_PER_ADAPTER = 4
+_LONG = 64  # tokens; a step pads every row's queries to the longest, so longer prompts go through alone
 
 
 class Request:
@@ -55,14 +56,19 @@ class Request:
         return self.draft.guess(self.params.max_tokens - len(self.ids) - 1)
 
     @property
-    def own(self) -> int:
-        """Tokens in the row's slot: all but the prefix, and the newest token is not in yet."""
-        return len(self.prompt) - (len(self.prefix.tokens) if self.prefix else 0) + max(0, len(self.ids) - 1)
+    def own(self) -> tuple[int, ...]:
+        """The prompt behind its prefix."""
+        return self.prompt[len(self.prefix.tokens) if self.prefix else 0 :]
+
+    @property
+    def held(self) -> int:
+        """Tokens in its slot. The newest token is not in yet, and of a row that has none nothing is."""
+        return len(self.own) + len(self.ids) - 1 if self.ids else 0
 
     @property
     def position(self) -> int:
-        """Position of the newest token."""
-        return len(self.prompt) + len(self.ids) - 1
+        """Position of the first token that is not in the slot."""
+        return len(self.prompt) + len(self.ids) - 1 if self.ids else len(self.prompt) - len(self.own)
 
     def take(self, token: int, logprob: float, piece: str, is_end: bool) -> None:
         """Add a sampled token and see whether it ends the text."""
@@ -98,6 +104,7 @@ class Engine:
             config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads, dim, base.dtype
         )
         self._prefixes: dict[str, list[Prefix]] = {}
+        self._beginnings: dict[str, tuple[tuple[int, ...], int]] = {}  # by role: how its prompts begin, of how many
         self._pieces: dict[int, str] = {}
 
     def add_adapter(self, name: str, adapter: Adapter) -> None:
@@ -117,12 +124,12 @@ class Engine:
 
     @torch.inference_mode()
     def advance(self) -> list[Request]:
-        """Take waiting requests in, give every row a token, and return the requests that finished."""
-        finished = self._admit() if self.waiting and len(self.rows) < self.max_rows else []
+        """Take waiting requests in, give every row at least a token, and return the requests that finished."""
+        if self.waiting and len(self.rows) < self.max_rows:
+            self._admit()
         if self.rows:
             self._step()
-            finished += self._remove_finished()
-        return finished
+        return self._remove_finished()
 
     @torch.inference_mode()
     def abort(self, prefix: str) -> list[Request]:
@@ -134,53 +141,64 @@ class Engine:
         self._remove_finished()
         return chosen
 
-    def _admit(self) -> list[Request]:
-        """Prefill waiting requests into free slots; each comes out with its first token."""
+    def _admit(self) -> None:
+        """Give waiting requests the free slots. What is left of a prompt behind its prefix goes through with the next
+        step of all rows, unless it is so long that it is computed at once."""
         room = self.max_rows - len(self.rows)
         new = [self.waiting.popleft() for _ in range(min(room, len(self.waiting)))]
         for adapter in dict.fromkeys(request.adapter for request in new):
             self._share(adapter, [request for request in new if request.adapter == adapter])
-        new.sort(key=lambda request: request.adapter)
-        self._cache.reserve(len(self.rows) + len(new), max(request.own + request.params.max_tokens for request in new))
+        self._cache.reserve(
+            len(self.rows) + len(new), max(len(request.own) + request.params.max_tokens for request in new)
+        )
         for request in new:
             request.slot = len(self.rows)
             self.rows.append(request)
-        own = [request.prompt[len(request.prefix.tokens) if request.prefix else 0 :] for request in new]
-        plan = PrefillPlan([(len(o), r.prefix, r.slot) for o, r in zip(own, new, strict=True)], self._cache)
-        starts = [len(request.prompt) - len(tokens) for request, tokens in zip(new, own, strict=True)]
-        hidden = self._forward(new, own, starts, plan)
-        last = torch.tensor([len(tokens) for tokens in own]).cumsum(0) - 1
-        self._sample(new, [[]] * len(new), hidden[last])
-        return self._remove_finished()
+        long = sorted((r for r in new if len(r.own) > _LONG), key=lambda request: request.adapter)
+        if long:
+            own = [request.own for request in long]
+            plan = PrefillPlan([(len(o), r.prefix, r.slot) for o, r in zip(own, long, strict=True)], self._cache)
+            hidden = self._forward(long, own, [request.position for request in long], plan)
+            last = torch.tensor([len(tokens) for tokens in own]).cumsum(0) - 1
+            self._sample(long, [[]] * len(long), hidden[last])
 
     def _share(self, adapter: str, requests: Sequence[Request]) -> None:
-        """Give each request the longest stored prefix of its prompt, making one where several prompts begin alike."""
+        """Give each request the longest stored prefix of its prompt, making one of how its role's prompts begin.
+
+        How a role's prompts begin outlives its adapter's versions: it is text, only its keys and values are not.
+        """
+        role = adapter.rpartition("@")[0] or adapter
+        beginning, seen = self._beginnings.get(role, (requests[0].prompt, 0))
+        for request in requests:
+            common = _common(beginning, request.prompt)
+            # A prompt that begins in another way starts the count again.
+            beginning, seen = (beginning[:common], seen + 1) if common >= _SHORTEST_PREFIX else (request.prompt, 1)
+        self._beginnings[role] = (beginning, seen)
         known = self._prefixes.setdefault(adapter, [])
+        lone = [request for request in requests if _longest(known, request.prompt) is None]
+        if seen > 1 and any(request.prompt[: len(beginning)] == beginning for request in lone):
+            prefix = Prefix(beginning, len(self.base.decoder.layers))
+            self._forward(lone[:1], [beginning], [0], PrefillPlan([(len(beginning), None, prefix)], self._cache))
+            known.append(prefix)
+            del known[:-_PREFIXES_PER_ADAPTER]
         for request in requests:
             request.prefix = _longest(known, request.prompt)
-        lone = [request for request in requests if request.prefix is None]
-        common = _common([request.prompt for request in lone])
-        if len(lone) < 2 or common < _SHORTEST_PREFIX:
-            return
-        prefix = Prefix(lone[0].prompt[:common], len(self.base.decoder.layers))
-        self._forward(lone[:1], [prefix.tokens], [0], PrefillPlan([(common, None, prefix)], self._cache))
-        known.append(prefix)
-        del known[:-_PREFIXES_PER_ADAPTER]
-        for request in lone:
-            request.prefix = prefix
 
     def _step(self) -> None:
-        """One pass over every row's newest token and guesses; each row takes what came true and one token more."""
+        """One pass over what every row has new: of a fresh row its prompt, of others the newest token and guesses."""
         rows = sorted(self.rows, key=lambda row: (row.adapter, id(row.prefix)))
         keys = [(row.adapter, id(row.prefix)) for row in rows]
         groups = [(first, end, rows[first].prefix) for first, end in _runs(keys)]
-        guesses = [row.guess() for row in rows]
-        tokens = [(row.ids[-1], *guess) for row, guess in zip(rows, guesses, strict=True)]
+        guesses = [row.guess() if row.ids else [] for row in rows]
+        tokens = [(row.ids[-1], *guess) if row.ids else row.own for row, guess in zip(rows, guesses, strict=True)]
         plan = DecodePlan(
-            [row.slot for row in rows], [row.own for row in rows], [len(run) for run in tokens], groups, self._cache
+            [row.slot for row in rows], [row.held for row in rows], [len(run) for run in tokens], groups, self._cache
         )
         hidden = self._forward(rows, tokens, [row.position for row in rows], plan)
-        self._sample(rows, guesses, hidden)
+        ends = numpy.cumsum([len(run) for run in tokens])
+        # Of a prompt only the last token says something new.
+        sampled = [range(end - len(guess) - 1, end) for end, guess in zip(ends, guesses, strict=True)]
+        self._sample(rows, guesses, hidden[torch.tensor([row for run in sampled for row in run])])
         self.passes += 1
 
     def _forward(
@@ -235,7 +253,7 @@ class Engine:
         for row in sorted(gone, key=lambda row: -row.slot):
             last = self.rows.pop()
             if last is not row:
-                self._cache.move(last.slot, row.slot, last.own)
+                self._cache.move(last.slot, row.slot, last.held)
                 last.slot = row.slot
                 self.rows[row.slot] = last
         return gone
@@ -264,13 +282,10 @@ def _longest(prefixes: Iterable[Prefix], prompt: tuple[int, ...]) -> Prefix | No
     return max(fits, key=lambda p: len(p.tokens), default=None)
 
 
-def _common(prompts: Sequence[tuple[int, ...]]) -> int:
-    """Length of the common beginning, leaving every prompt at least one token of its own."""
-    if not prompts:
-        return 0
-    low, high = min(prompts), max(prompts)
-    limit = min(len(prompt) for prompt in prompts) - 1
-    return next((i for i in range(limit) if low[i] != high[i]), limit)
+def _common(beginning: tuple[int, ...], prompt: tuple[int, ...]) -> int:
+    """Length of the common beginning, leaving the prompt at least one token of its own."""
+    limit = min(len(beginning), len(prompt) - 1)
+    return next((i for i in range(limit) if beginning[i] != prompt[i]), limit)
 
 
 def _runs(keys: Sequence[object]) -> list[tuple[int, int]]:
