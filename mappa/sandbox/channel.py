@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -46,6 +47,8 @@ class Channel:
             return
         self._loop.remove_reader(self._socket)
         self._loop.remove_writer(self._socket)
+        with contextlib.suppress(OSError):  # the other end may be gone already
+            self._socket.shutdown(socket.SHUT_RDWR)  # seen even where a fork of this process holds a copy
         self._socket.close()
         for _, descriptors in self._unsent:
             _close(descriptors)

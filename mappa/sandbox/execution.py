@@ -47,13 +47,20 @@ class Capture:
         self._tail = bytearray()
         self._on_bytes = on_bytes
         self._loop = asyncio.get_running_loop()
-        self._reader, self.writer = os.pipe()
+        self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
         self.drained: asyncio.Future[None] = self._loop.create_future()
         self._loop.add_reader(self._reader, self._read)
 
+    def hand_over(self) -> int:
+        """The write end, for the caller to close."""
+        writer, self._writer = self._writer, -1
+        return writer
+
     def close(self) -> None:
-        """Stop reading. The write end belongs to whoever it was handed to."""
+        """Stop reading."""
+        if self._writer >= 0:
+            os.close(self.hand_over())
         if self._reader >= 0:
             self._loop.remove_reader(self._reader)
             os.close(self._reader)

@@ -63,8 +63,7 @@ class Folder:
                             pending.append((path + "/", depth + 1))
                     elif entry.is_file(follow_symlinks=False):
                         with contextlib.suppress(FileNotFoundError):
-                            status = entry.stat(follow_symlinks=False)
-                            found[_shown(path)] = Stamp(status.st_size, status.st_ctime_ns, status.st_ino)
+                            found[_shown(path)] = _stamp(entry.stat(follow_symlinks=False))
         return dict(sorted(found.items()))
 
     def read(self, path: str, limit: int) -> bytes:
@@ -83,8 +82,11 @@ class Folder:
             raise OSError(errno.EFBIG, f"more than {limit} bytes", path)
         return b"".join(parts)
 
-    def put(self, path: str, data: bytes) -> None:
-        """Write a file, in place of whatever had its name; folders above it are made."""
+    def put(self, path: str, data: bytes) -> tuple[str, Stamp]:
+        """Write a file, in place of whatever had its name; folders above it are made.
+
+        Returns the file as `snapshot` would list it.
+        """
         *parents, name = path.split("/")
         with self._as_owner(), _closing(self._make_folders(parents)) as parent:
             with contextlib.suppress(FileNotFoundError):
@@ -94,9 +96,12 @@ class Folder:
                 rest = memoryview(data)
                 while rest:
                     rest = rest[os.write(descriptor, rest) :]
+                status = os.fstat(descriptor)
+        return _shown(os.path.normpath(path)), _stamp(status)
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        descriptor, self._descriptor = self._descriptor, -1
+        os.close(descriptor)
 
     def _make_folders(self, names: list[str]) -> int:
         directory = self._open(".", os.O_RDONLY | os.O_DIRECTORY)
@@ -147,6 +152,10 @@ def _closing(descriptor: int) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _stamp(status: os.stat_result) -> Stamp:
+    return Stamp(status.st_size, status.st_ctime_ns, status.st_ino)
 
 
 def _shown(path: str) -> str:

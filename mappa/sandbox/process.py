@@ -6,12 +6,11 @@ import asyncio
 import itertools
 import os
 import shutil
-import signal
 import socket
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -21,10 +20,15 @@ from mappa.sandbox.channel import Channel
 from mappa.sandbox.execution import Capture, Ended
 from mappa.sandbox.server.start import command, execution_environment
 
-START_SECONDS = 120.0
+PATIENCE = 10.0
+"""Seconds, over what was asked for, that a server may take to answer before it counts as hanging."""
+
+_START_SECONDS = 120.0
 _STOP_SECONDS = 5.0
-ANSWER_SECONDS = 10.0
 _MIB = 1 << 20
+
+
+T = TypeVar("T")
 
 
 class ServerLost(Exception):
@@ -62,9 +66,11 @@ class Run:
 class ServerProcess:
     """Made by `start`. Its methods belong on the event loop and never block it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket, log: int) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], control: socket.socket, log: int, patience: float = PATIENCE
+    ) -> None:
         self.lost = False
-        self.executions = 0
+        self._patience = patience
         self._process = process
         self._log = log
         self._host_folder: str | None = None
@@ -75,25 +81,28 @@ class ServerProcess:
         self._channel = Channel(control, self._on_message, self._on_end)
 
     @classmethod
-    async def start(cls, config: SandboxConfig, mode: str) -> ServerProcess:
+    async def start(cls, config: SandboxConfig, mode: str, patience: float = PATIENCE) -> ServerProcess:
         """Start a server and wait until it has preloaded. Raises ServerRefused, or SandboxError where it dies."""
-        server = cls(*await asyncio.to_thread(_spawn, mode))
+        server = cls(*await asyncio.to_thread(_spawn, mode), patience)
         server._channel.send({"limits": limits_of(config), "preload": list(config.preload)})
         try:
-            async with asyncio.timeout(START_SECONDS):
-                told = await server._ready
-        except ServerLost:
-            raise SandboxError(f"the sandbox's server died while it started: {server.last_words()}") from None
-        except TimeoutError:
-            raise SandboxError(f"the sandbox's server was not ready after {START_SECONDS:.0f} s") from None
-        finally:
-            if not server._ready.done() or server._ready.cancelled() or server._ready.exception():
-                await server.stop()
-        if told["op"] == "failed":
+            await server._become_ready()
+        except BaseException:
             await server.stop()
-            raise ServerRefused(told["error"], told.get("errno"), told.get("stage", "isolation"))
-        server._host_folder = told["folder"]
+            raise
         return server
+
+    async def _become_ready(self) -> None:
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                told = await self._ready
+        except ServerLost:
+            raise SandboxError(f"the sandbox's server died while it started: {self._last_words()}") from None
+        except TimeoutError:
+            raise SandboxError(f"the sandbox's server was not ready after {_START_SECONDS:.0f} s") from None
+        if told["op"] == "failed":
+            raise ServerRefused(told["error"], told.get("errno"), told.get("stage", "isolation"))
+        self._host_folder = told["folder"]
 
     async def open_workspace(self) -> tuple[int, int]:
         """Make a workspace. Returns its number and a descriptor of its folder."""
@@ -102,11 +111,7 @@ class ServerProcess:
         self._opening[number] = asyncio.get_running_loop().create_future()
         self._channel.send({"op": "open", "workspace": number})
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                return number, await self._opening[number]
-        except TimeoutError:
-            self.abandon("did not answer")
-            raise ServerLost("the server did not answer") from None
+            return number, await self._answer(self._opening[number], self._patience)
         finally:
             self._opening.pop(number, None)
 
@@ -119,28 +124,28 @@ class ServerProcess:
         self._check_alive()
         run.id = next(self._numbers)
         self._runs[run.id] = run
-        self.executions += 1
         request = {"op": "run", "id": run.id, "workspace": workspace, "timeout": timeout}
-        self._channel.send(request, [_memory_file(run.code), *(capture.writer for capture in run.captures)])
+        self._channel.send(request, [_memory_file(run.code), *(capture.hand_over() for capture in run.captures)])
         try:
-            async with asyncio.timeout(timeout + ANSWER_SECONDS):
-                return await run.ended
-        except TimeoutError:
-            self.abandon("did not answer")
-            raise ServerLost("the server did not answer") from None
+            return await self._answer(run.ended, timeout + self._patience)
         finally:
             if not run.ended.done() or run.ended.cancelled():
                 self.kill(run)
             self._runs.pop(run.id, None)
 
+    async def _answer(self, answer: asyncio.Future[T], seconds: float) -> T:
+        """What the server answers, unless it takes so long that it must be hanging: then it is killed."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await answer
+        except TimeoutError:
+            self._process.kill()
+            self._channel.close()
+            self._lose("did not answer")
+            raise ServerLost("the server did not answer") from None
+
     def kill(self, run: Run) -> None:
         self._channel.send({"op": "kill", "id": run.id})
-
-    def abandon(self, why: str) -> None:
-        """Kill a server that is of no use any more; all that wait for it get ServerLost."""
-        self._process.send_signal(signal.SIGKILL)
-        self._channel.close()
-        self._lose(why)
 
     async def stop(self) -> None:
         """End the server and everything that runs in it."""
@@ -157,7 +162,7 @@ class ServerProcess:
             os.close(self._log)
             self._log = -1
 
-    def last_words(self) -> str:
+    def _last_words(self) -> str:
         """The end of what it wrote to stderr."""
         return os.pread(self._log, 4096, max(0, os.fstat(self._log).st_size - 4096)).decode("utf-8", "replace").strip()
 

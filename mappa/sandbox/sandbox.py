@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from mappa.config import SandboxConfig, available_cores
 from mappa.errors import SandboxError
 from mappa.sandbox.folder import Folder
-from mappa.sandbox.process import ServerProcess
+from mappa.sandbox.process import PATIENCE, ServerProcess
 from mappa.sandbox.tiers import TierReport, start_server
 from mappa.sandbox.workspace import SandboxWorkspace
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -29,10 +33,14 @@ class Sandbox:
     Everything belongs to the event loop that opened it, and nothing blocks that loop.
     """
 
-    def __init__(self, config: SandboxConfig, server: ServerProcess, report: TierReport) -> None:
+    def __init__(self, config: SandboxConfig, patience: float, server: ServerProcess, report: TierReport) -> None:
         self.config = config
         self.report = report
+        """How executions are isolated."""
         self.restarts = 0
+        """How often the server had to be started anew."""
+        self._patience = patience
+        self._thread = ThreadPoolExecutor(1, "sandbox")
         self.slots = asyncio.Semaphore(config.parallel or available_cores())
         self._server = server
         self._starting = asyncio.Lock()
@@ -41,14 +49,15 @@ class Sandbox:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, config: SandboxConfig | None = None) -> AsyncIterator[Sandbox]:
+    async def open(cls, config: SandboxConfig | None = None, *, patience: float = PATIENCE) -> AsyncIterator[Sandbox]:
         """Start the server; on leaving, stop it and everything in it.
 
         Isolates as well as this machine can (`report` says how). Raises SandboxError, with what is missing and how to
-        get it, where that is not at all; `config.unsafe` runs without isolation then, and warns.
+        get it, where that is not at all; `config.unsafe` runs without isolation, and warns. A server that has not
+        answered `patience` seconds after it should have is replaced.
         """
         config = config or SandboxConfig()
-        sandbox = cls(config, *await start_server(config))
+        sandbox = cls(config, patience, *await start_server(config, patience))
         try:
             yield sandbox
         finally:
@@ -67,11 +76,19 @@ class Sandbox:
                 raise SandboxError("the sandbox is closed")
             if self._server.lost:
                 await self._server.stop()
-                self._server, self.report = await start_server(self.config)
+                self._server, self.report = await start_server(self.config, self._patience)
                 self.restarts += 1
             server = self._server
         number, descriptor = await server.open_workspace()
         return server, number, Folder(descriptor)
+
+    async def aside(self, work: Callable[[], T]) -> T:
+        """Look at a folder on a thread, one for all: one that model-written code has filled may take a while."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def later(self, work: Callable[[], object]) -> None:
+        """After all that `aside` was asked for so far, even if nobody waits for it any more."""
+        self._thread.submit(work)
 
     def forget(self, workspace: SandboxWorkspace) -> None:
         self._workspaces.discard(workspace)
@@ -85,3 +102,4 @@ class Sandbox:
             workspace.close()
         async with self._starting:
             await self._server.stop()
+        await asyncio.to_thread(self._thread.shutdown)

@@ -60,16 +60,16 @@ class TierReport(Struct, frozen=True, kw_only=True):
         return "\n".join(lines)
 
 
-async def start_server(config: SandboxConfig) -> tuple[ServerProcess, TierReport]:
+async def start_server(config: SandboxConfig, patience: float) -> tuple[ServerProcess, TierReport]:
     """Start a server on the best tier that works. Raises SandboxError where none does."""
     if config.unsafe:
         warnings.warn("sandbox.unsafe: " + _MEANING["unsafe"], UnsafeSandboxWarning, stacklevel=2)
-        return await ServerProcess.start(config, _MODES["unsafe"]), TierReport(tier="unsafe")
+        return await ServerProcess.start(config, _MODES["unsafe"], patience), TierReport(tier="unsafe")
     reasons: list[str] = []
     tiers: Sequence[Tier] = ("fork-server", "bubblewrap") if config.tier == "auto" else (config.tier,)
     for tier in tiers:
         try:
-            server = await ServerProcess.start(config, _MODES[tier])
+            server = await ServerProcess.start(config, _MODES[tier], patience)
         except ServerRefused as refusal:
             if refusal.stage == "preload":
                 raise SandboxError(f"sandbox.preload: {refusal}; install it here or name other modules") from None

@@ -36,6 +36,7 @@ class SandboxWorkspace:
         self._server = server
         self._number = number
         self._folder = folder
+        self._files: dict[str, Stamp] = {}
         self._turn = asyncio.Lock()
         self._closed = False
 
@@ -47,23 +48,13 @@ class SandboxWorkspace:
         """
         limit = self._sandbox.config.timeout if timeout is None else timeout
         async with self._turn, self._sandbox.slots:
-            for attempt in range(_ATTEMPTS):
-                self._check_open()
-                try:
-                    if self._server.lost:
-                        await self._move()
-                    result = await self._attempt(code, limit)
-                except ServerLost as lost:
-                    result = ExecutionResult(outcome="sandbox-failure", stderr=str(lost))
-                if result.outcome != "sandbox-failure":
-                    break
-                self._sandbox.note_failure(result.stderr, retried=attempt + 1 < _ATTEMPTS)
-        return result
+            self._check_open()
+            return await self._run(code, limit)
 
     def files(self) -> dict[str, int]:
-        """Regular files by path, with their sizes in bytes."""
+        """Regular files by path, with their sizes in bytes, as the last execution and `put` left them."""
         self._check_open()
-        return {path: stamp.size for path, stamp in self._folder.snapshot().items()}
+        return {path: stamp.size for path, stamp in self._files.items()}
 
     def read(self, path: str, limit: int = READ_LIMIT) -> bytes:
         """A regular file's bytes; OSError (EFBIG) if they are more than `limit`."""
@@ -73,15 +64,29 @@ class SandboxWorkspace:
     def put(self, path: str, data: bytes) -> None:
         """Write a file in place of whatever had its name; folders above it are made."""
         self._check_open()
-        self._folder.put(path, data)
+        shown, stamp = self._folder.put(path, data)
+        self._files[shown] = stamp
 
     def close(self) -> None:
         """Give up the folder and all in it. What still runs there is killed. May be called twice."""
         if not self._closed:
             self._closed = True
             self._server.close_workspace(self._number)
-            self._folder.close()
             self._sandbox.forget(self)
+            self._sandbox.later(self._folder.close)
+
+    async def _run(self, code: str, timeout: float) -> ExecutionResult:
+        for attempt in range(_ATTEMPTS):
+            try:
+                if self._server.lost:
+                    await self._move()
+                result = await self._attempt(code, timeout)
+            except ServerLost as lost:
+                result = ExecutionResult(outcome="sandbox-failure", stderr=str(lost))
+            if result.outcome != "sandbox-failure" or self._closed:
+                break
+            self._sandbox.note_failure(result.stderr, retried=attempt + 1 < _ATTEMPTS)
+        return result
 
     async def _attempt(self, code: str, timeout: float) -> ExecutionResult:
         config = self._sandbox.config
@@ -89,7 +94,7 @@ class SandboxWorkspace:
 
         def count(_: int) -> None:
             nonlocal flooded
-            if not flooded and stdout.bytes + stderr.bytes > config.output_limit_mb << 20:
+            if not flooded and sum(made.bytes for made in run.captures) > config.output_limit_mb << 20:
                 flooded = True
                 self._server.kill(run)
 
@@ -104,10 +109,11 @@ class SandboxWorkspace:
                 capture(keep) for keep in (config.output_kb << 10, config.output_kb << 10, _REPORT_KEPT)
             )
             run = Run(code.encode("utf-8", "surrogatepass"), stdout, stderr, report)
-            before = self._folder.snapshot()
             ended = await self._server.execute(run, self._number, timeout)
             await asyncio.wait([made.drained for made in run.captures], timeout=_DRAIN_SECONDS)
-        after = {} if self._closed else self._folder.snapshot()
+        before = self._files
+        if not self._closed:
+            self._files = await self._sandbox.aside(self._folder.snapshot)
         told = read_report(report)
         return ExecutionResult(
             outcome=outcome_of(ended, told, flooded=flooded, cpu_limit=timeout + _CPU_GRACE),
@@ -118,9 +124,9 @@ class SandboxWorkspace:
             stderr_bytes=stderr.bytes,
             exception=told.exception,
             exception_line=told.line,
-            created={path: stamp.size for path, stamp in after.items() if path not in before},
-            changed=_changed(before, after),
-            deleted=tuple(path for path in before if path not in after),
+            created={path: stamp.size for path, stamp in self._files.items() if path not in before},
+            changed=_changed(before, self._files),
+            deleted=tuple(path for path in before if path not in self._files),
             cpu_seconds=ended.cpu,
             wall_seconds=ended.wall,
         )
@@ -128,8 +134,13 @@ class SandboxWorkspace:
     async def _move(self) -> None:
         """To a new server, with what the host can read of the files; links and pipes stay behind."""
         server, number, folder = await self._sandbox.make_folder()
-        await asyncio.to_thread(_copy, self._folder, folder)
-        self._folder.close()
+        try:
+            self._files = await self._sandbox.aside(lambda: _copy(self._folder, folder))
+        except BaseException:
+            server.close_workspace(number)
+            self._sandbox.later(folder.close)
+            raise
+        self._sandbox.later(self._folder.close)
         self._server, self._number, self._folder = server, number, folder
 
     def _check_open(self) -> None:
@@ -141,7 +152,10 @@ def _changed(before: dict[str, Stamp], after: dict[str, Stamp]) -> dict[str, int
     return {path: stamp.size for path, stamp in after.items() if path in before and before[path] != stamp}
 
 
-def _copy(source: Folder, target: Folder) -> None:
+def _copy(source: Folder, target: Folder) -> dict[str, Stamp]:
+    copied = {}
     for path in source.snapshot():
         with contextlib.suppress(OSError):
-            target.put(path, source.read(path, READ_LIMIT))
+            shown, stamp = target.put(path, source.read(path, READ_LIMIT))
+            copied[shown] = stamp
+    return copied

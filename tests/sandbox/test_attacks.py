@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import errno
 import hashlib
 import os
+import re
 import time
+from pathlib import Path
 
 import pytest
 
-from tests.sandbox.conftest import CONFIG, SECRET, Lab
+from tests.sandbox.conftest import CONFIG, SECRET, Lab, descendants
 
 SYSTEM_CALLS = """
 import ctypes, errno, os
@@ -93,7 +96,7 @@ def test_many_processes_with_too_much_memory_together(any_lab: Lab) -> None:
         import os, time
         for _ in range(16):
             if os.fork() == 0:
-                block = bytearray(os.urandom(1 << 20) * {CONFIG.memory_mb // 8})
+                block = b"x" * {CONFIG.memory_mb // 8 << 20}
                 time.sleep(60)
         time.sleep(60)
     """
@@ -135,6 +138,10 @@ def test_infinite_loop_that_ignores_all_signals(any_lab: Lab) -> None:
                 pass
     """
     assert any_lab.run(code, timeout=1.0).outcome == "timeout"
+
+
+def test_flood_of_the_report(lab: Lab) -> None:
+    assert lab.run("import os\nwhile True: os.write(3, b'x' * 65536)").outcome == "output-limit"
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
@@ -212,13 +219,15 @@ def test_no_sockets_in_a_subprocess_either(any_lab: Lab) -> None:
 def test_socket_pairs_are_streams_that_cannot_be_turned_elsewhere(any_lab: Lab) -> None:
     code = """
         import socket
-        socket.socketpair()[0].send(b"fine")
+        one, other = socket.socketpair()
+        one.send(b"fine")
+        assert other.recv(10) == b"fine"
         for attempt in (
             lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM),
             lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET),
-            lambda: socket.socketpair()[0].connect("\\0name"),
-            lambda: socket.socketpair()[0].bind("\\0name"),
-            lambda: socket.socketpair()[0].listen(),
+            lambda: one.connect("\\0name"),
+            lambda: one.bind("\\0name"),
+            lambda: one.listen(),
         ):
             try:
                 attempt()
@@ -254,9 +263,9 @@ def test_only_its_own_processes_in_proc(any_lab: Lab) -> None:
         import os
         pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
         readable = []
-        for path in ("/proc/1/root/etc/shadow", "/proc/1/environ", "/proc/kcore", "/proc/kmsg", "/proc/1/cwd/../etc/shadow"):
+        for path in ("/proc/1/root/etc/shadow", "/proc/1/cwd/../etc/shadow", "/proc/kcore", "/proc/kmsg"):
             try:
-                if "secret" in open(path, errors="replace").read(1 << 16):
+                if open(path, "rb").read(1):
                     readable.append(path)
             except OSError:
                 pass
@@ -270,8 +279,8 @@ def test_other_workspaces_are_not_there(any_lab: Lab) -> None:
         other.put("answer.txt", b"forty-two")
         code = """
             import os
-            print([os.path.join(top, name) for top, _, names in os.walk("/") if not top.startswith(("/proc", "/usr", "/sys"))
-                   for name in names if name == "answer.txt"])
+            tops = ("/sandbox", "/workspaces", "/run", "/dev", "/etc", *os.listdir("/"))
+            print([top for top in tops for _, _, names in os.walk(top) if "answer.txt" in names])
         """
         assert _result_of(any_lab, code) == []
 
@@ -310,7 +319,9 @@ def test_the_search_of_memory_finds_what_is_there(any_lab: Lab) -> None:
 
 def test_the_trainers_environment_is_nowhere(any_lab: Lab) -> None:
     assert os.environ["MAPPA_TEST_SECRET"] == SECRET
-    assert "MAPPA_TEST_SECRET" not in any_lab.output("import os; print(dict(os.environ), open('/proc/self/environ').read())")
+    assert "MAPPA_TEST_SECRET" not in any_lab.output(
+        "import os; print(dict(os.environ), open('/proc/self/environ').read())"
+    )
     assert _result_of(any_lab, _search_own_memory(SECRET)) == 0
 
 
@@ -318,7 +329,9 @@ def test_nothing_of_an_earlier_execution_is_in_memory(any_lab: Lab) -> None:
     mark = hashlib.sha256(SECRET.encode()).hexdigest()
     with any_lab.workspace() as first:
         first.put(f"{mark}.txt", mark.encode())
-        result = any_lab.run_in(first, f"print(open('{mark}.txt').read())\nopen('{mark}', 'w')\nraise ValueError('{mark}')")
+        result = any_lab.run_in(
+            first, f"print(open('{mark}.txt').read())\nopen('{mark}', 'w')\nraise ValueError('{mark}')"
+        )
         assert result.exception == f"ValueError: {mark}"
     assert _result_of(any_lab, _search_own_memory(mark)) == 0
 
@@ -334,7 +347,8 @@ def test_writing_outside(any_lab: Lab) -> None:
                 written.append(folder)
             except OSError:
                 pass
-        for path in ("/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger", "/etc/passwd", sys.executable, os.__file__):
+        paths = ("/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger", "/etc/passwd", sys.executable, os.__file__)
+        for path in paths:
             try:
                 open(path, "r+b").close()
                 written.append(path)
@@ -396,7 +410,6 @@ def test_daemons_do_not_survive(any_lab: Lab) -> None:
         ("perf_event_open", "call(298, 0, 0, -1, -1, 0)"),
         ("open_by_handle_at", "call(304, -100, 0, 0)"),
         ("personality", "call(135, 0x0040000)"),
-        ("setuid", "call(105, 0)"),
         ("setgroups", "call(116, 0, 0)"),
         ("sethostname", "call(170, b'x', 1)"),
         ("reboot", "call(169, 0, 0, 0, 0)"),
@@ -416,7 +429,8 @@ def test_denied_system_calls(lab: Lab, name: str, call: str) -> None:
 def test_identity_of_an_execution(any_lab: Lab) -> None:
     code = """
         status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-        print({key: status[key].split() for key in ("Uid", "CapEff", "CapPrm", "CapInh", "CapAmb", "NoNewPrivs", "Seccomp")})
+        wanted = ("Uid", "CapEff", "CapPrm", "CapInh", "CapAmb", "NoNewPrivs", "Seccomp")
+        print({key: status[key].split() for key in wanted})
     """
     status = _result_of(any_lab, code)
     assert isinstance(status, dict)
@@ -426,31 +440,26 @@ def test_identity_of_an_execution(any_lab: Lab) -> None:
     assert status["Seccomp"] == ["2"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="nobody here is root")
 def test_nothing_runs_as_root_of_the_host(lab: Lab) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("nobody here is root")
-    seen: list[int] = []
-
-    async def look() -> None:
-        import asyncio
-
-        from tests.sandbox.conftest import descendants
-
+    async def look() -> list[int]:
         workspace = await lab.sandbox.workspace()
         running = asyncio.ensure_future(workspace.run("import time; time.sleep(1)"))
         await asyncio.sleep(0.5)
-        for pid in descendants(os.getpid()):
-            with open(f"/proc/{pid}/status") as file:
-                uid = next(int(line.split()[1]) for line in file if line.startswith("Uid:"))
-            with open(f"/proc/{pid}/cmdline") as file:
-                if "serve" in file.read():
-                    seen.append(uid)
+        users = _users_of_servers_and_executions()
         await running
         workspace.close()
+        return users
 
-    lab.wait(look())
-    assert seen
-    assert 0 not in seen
+    users = lab.wait(look())
+    assert len(users) >= 2
+    assert 0 not in users
+
+
+def _users_of_servers_and_executions() -> list[int]:
+    below = [Path("/proc", str(pid)) for pid in descendants(os.getpid())]
+    inside = [path for path in below if b"serve" in (path / "cmdline").read_bytes().split(b"\0")]
+    return [int(re.findall(r"^Uid:\s+(\d+)", (path / "status").read_text(), re.M)[0]) for path in inside]
 
 
 def test_set_uid_programs_gain_nothing(any_lab: Lab) -> None:
@@ -484,7 +493,17 @@ def test_what_is_left_for_the_host_is_refused(any_lab: Lab) -> None:
         assert result.created == {"plain.csv": 3, "real/file.csv": 1, "second.csv": 3}
         assert workspace.files() == result.created
         assert workspace.read("second.csv") == b"a,b"
-        refused = ["pipe.csv", "link.csv", "inner.csv", "folder/passwd", "socket.csv", "../1", "/etc/passwd", "real", "."]
+        refused = [
+            "pipe.csv",
+            "link.csv",
+            "inner.csv",
+            "folder/passwd",
+            "socket.csv",
+            "../1",
+            "/etc/passwd",
+            "real",
+            ".",
+        ]
         for path in refused:
             with pytest.raises(OSError, match=r".") as caught:
                 workspace.read(path)
@@ -512,7 +531,9 @@ def test_deleting_the_workspace(any_lab: Lab) -> None:
 
 def test_shutting_the_workspace(any_lab: Lab) -> None:
     with any_lab.workspace() as workspace:
-        any_lab.run_in(workspace, "import os; open('a', 'w').write('1'); os.mkdir('d'); os.chmod('d', 0); os.chmod('.', 0)")
+        any_lab.run_in(
+            workspace, "import os; open('a', 'w').write('1'); os.mkdir('d'); os.chmod('d', 0); os.chmod('.', 0)"
+        )
         assert workspace.files() == {"a": 1}
         assert any_lab.run_in(workspace, "print(open('a').read())").stdout == "1\n"
 
@@ -535,7 +556,7 @@ def test_a_zip_bomb_meets_the_disk_limit(any_lab: Lab) -> None:
     code = """
         import zipfile
         with zipfile.ZipFile("bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("zeros", bytes(256 << 20))
+            archive.writestr("zeros", bytes(80 << 20))
         zipfile.ZipFile("bomb.zip").extractall()
     """
     assert any_lab.run(code).outcome == "disk-limit"

@@ -219,10 +219,10 @@ def test_an_impossible_preload_is_told() -> None:
         asyncio.run(main())
 
 
-def test_a_server_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_hangs_is_replaced() -> None:
     async def main() -> None:
         others = set(_servers(os.getpid()))
-        async with Sandbox.open(BARE) as sandbox:
+        async with Sandbox.open(BARE, patience=0.5) as sandbox:
             workspace = await sandbox.workspace()
             (server,) = set(_servers(os.getpid())) - others
             os.kill(server, signal.SIGSTOP)
@@ -232,7 +232,6 @@ def test_a_server_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) -> Non
             with contextlib.suppress(ProcessLookupError):
                 os.kill(server, signal.SIGCONT)
 
-    monkeypatch.setattr("mappa.sandbox.process.ANSWER_SECONDS", 0.5)
     asyncio.run(main())
 
 

@@ -38,7 +38,9 @@ def test_code_that_is_hardly_code(lab: Lab, code: str) -> None:
 def test_errors_in_exit_handlers_and_threads(lab: Lab) -> None:
     result = lab.run("import atexit\nprint('done')\natexit.register(lambda: print('bye'))\n")
     assert result.stdout == "done\nbye\n"
-    result = lab.run("import threading, time\nthreading.Thread(target=lambda: (time.sleep(0.2), print('late'))).start()")
+    result = lab.run(
+        "import threading, time\nthreading.Thread(target=lambda: (time.sleep(0.2), print('late'))).start()"
+    )
     assert result.stdout == "late\n"
 
 
@@ -159,7 +161,12 @@ def test_a_figure_is_drawn_to_a_file(lab: Lab) -> None:
 def test_fifty_megabytes_in_and_out(lab: Lab) -> None:
     with lab.workspace() as workspace:
         workspace.put("in.bin", bytes(50_000_000))
-        code = "data = open('in.bin', 'rb').read()\nimport os; os.remove('in.bin')\nopen('out.bin', 'wb').write(data[::-1])"
+        code = """
+            import os
+            data = open("in.bin", "rb").read()
+            os.remove("in.bin")
+            open("out.bin", "wb").write(data[::-1])
+        """
         assert lab.run_in(workspace, code).created == {"out.bin": 50_000_000}
         assert len(workspace.read("out.bin")) == 50_000_000
 

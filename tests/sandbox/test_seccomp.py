@@ -18,7 +18,9 @@ IOCTL = {"x86_64": 16, "aarch64": 29}
 
 def verdict(machine: str, number: int, *arguments: int, arch: int | None = None) -> int:
     """What the filter says to a call: classic BPF, the instructions it uses."""
-    data = struct.pack("IIQ6Q", number, AUDIT_ARCH[machine] if arch is None else arch, 0, *[*arguments, 0, 0, 0, 0, 0, 0][:6])
+    data = struct.pack(
+        "IIQ6Q", number, AUDIT_ARCH[machine] if arch is None else arch, 0, *[*arguments, 0, 0, 0, 0, 0, 0][:6]
+    )
     code = list(struct.iter_unpack("HBBI", program(machine)))
     at = accumulator = 0
     while True:
@@ -29,6 +31,8 @@ def verdict(machine: str, number: int, *arguments: int, arch: int | None = None)
                 (accumulator,) = struct.unpack_from("I", data, operand)
             case 0x54:
                 accumulator &= operand
+            case 0x05:
+                at += operand
             case 0x15:
                 at += yes if accumulator == operand else no
             case 0x35:

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from . import syscalls as sys_
 from .confine import Limits, Lock, limit_resources
-from .launch import EXECUTION_ID, SERVER_CODE, SYSTEM_SETTINGS, WORKSPACE, interpreter_folders
+from .launch import EXECUTION_ID, SERVER_CODE, SYSTEM, SYSTEM_SETTINGS, WORKSPACE, interpreter_folders
 from .start import command, execution_environment
 
 
@@ -101,7 +101,7 @@ class Bubblewrap(HostFolders):
         words += ["--die-with-parent", "--new-session", "--hostname", "sandbox"]
         if not self._is_root:
             words += ["--unshare-user", "--uid", "1000", "--gid", "1000"]
-        for path in ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64"):
+        for path in SYSTEM:
             if os.path.islink(path):
                 words += ["--symlink", os.readlink(path), path]
             else:

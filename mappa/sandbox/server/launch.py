@@ -34,7 +34,7 @@ WORKSPACE = "/sandbox"
 SERVER_CODE = "/run/server"
 _BASE = "/tmp"  # any directory that exists everywhere: the private root is built on it, then becomes /
 _OLD = "/old"
-_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/gnu/store")
 SYSTEM_SETTINGS = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime", "/etc/fonts", "/sys/devices/system/cpu")
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN = 6, 7, 21
@@ -126,8 +126,8 @@ def _build_root() -> list[str]:
     """Make a private root and move into it. Returns the visible paths that lie under /tmp or /dev/shm."""
     mount(None, "/", None, MS_REC | MS_PRIVATE)
     prefixes = interpreter_folders()
-    links = {path: os.readlink(path) for path in _SYSTEM if os.path.islink(path)}
-    shown = {path: os.path.realpath(path) for path in (*_SYSTEM, *SYSTEM_SETTINGS, *prefixes) if path not in links}
+    links = {path: os.readlink(path) for path in SYSTEM if os.path.islink(path)}
+    shown = {path: os.path.realpath(path) for path in (*SYSTEM, *SYSTEM_SETTINGS, *prefixes) if path not in links}
     shown[SERVER_CODE] = os.path.dirname(os.path.realpath(__file__))
     mount("root", _BASE, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=4m")
     os.mkdir(_BASE + _OLD)

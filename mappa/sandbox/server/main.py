@@ -29,7 +29,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
-from . import memory, runner
+from . import memory, pages, runner
 from .confine import Limits
 
 _DESCRIPTORS = 4096
@@ -303,6 +303,8 @@ def _preload(names: Sequence[str]) -> None:
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:
         raise ImportError(f"importing {', '.join(names)} started {threads - 1} threads, which no fork would have")
+    runner.hide()
     gc.collect()
+    pages.gather()
     gc.freeze()
     gc.disable()  # a collection would touch, and so copy, pages that all forks share

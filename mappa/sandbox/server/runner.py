@@ -53,15 +53,18 @@ def _run(source: bytes, report: int) -> NoReturn:
         os._exit(1 if sys.exc_info()[0] else status)
 
 
+def hide() -> None:
+    """Take this package out of `sys.modules`: the model may have a module of the same name."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == __package__]:
+        del sys.modules[name]
+
+
 def _freshen() -> None:
     """Undo what must not be shared with other forks of the same server."""
     random.seed()
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        numpy.random.seed()
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(random.getrandbits(32))
     sys.argv = [FILENAME]
-    for name in [name for name in sys.modules if name.partition(".")[0] == __package__]:
-        del sys.modules[name]  # the model may have a module of that name
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # what is printed before a kill is kept
     sys.path.insert(0, os.getcwd())
     gc.enable()

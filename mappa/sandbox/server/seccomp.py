@@ -110,7 +110,7 @@ _TERMINAL_INPUT = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX
 _SOCK_STREAM = 1
 _SOCK_TYPE = 0xF
 
-_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
+_LOAD, _JUMP, _EQUAL, _AT_LEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x05, 0x15, 0x35, 0x45, 0x54, 0x06
 ALLOW = 0x7FFF_0000
 DENY = 0x0005_0000 | errno.EPERM
 ABSENT = 0x0005_0000 | errno.ENOSYS
@@ -133,9 +133,9 @@ def program(machine: str) -> bytes:
         (_EQUAL, 0, 1, _CLONE3[column]),
         (_RETURN, 0, 0, ABSENT),
     ]
-    for numbers in DENIED.values():
-        if numbers[column] >= 0:
-            code += [(_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, DENY)]
+    denied = sorted(numbers[column] for numbers in DENIED.values() if numbers[column] >= 0)
+    code += [(_EQUAL, len(denied) - place, 0, number) for place, number in enumerate(denied)]
+    code += [(_JUMP, 0, 0, 1), (_RETURN, 0, 0, DENY)]  # those that matched land on the second
     code += _when(_CLONE[column], [_argument(0), (_ANY_BIT, 0, 1, _NEW_NAMESPACES), (_RETURN, 0, 0, DENY)])
     for request in _TERMINAL_INPUT:
         code += _when(

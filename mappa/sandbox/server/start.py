@@ -49,6 +49,7 @@ def main() -> None:
         from .fallback import confine_execution
 
         confine_execution(argument)
+        runner.hide()
         runner.run()
     elif mode in ("bubblewrap", "unsafe"):
         from .fallback import Bubblewrap, Nothing
