@@ -15,12 +15,14 @@ namespace {
 
 constexpr int64_t GRAIN = 16;  // actions per thread at least
 
-// The reverse scan of one action, in place of its per-token rewards; returns the sum of the returns.
-double scan(const double* kl, double score, double beta, double gamma, int64_t length, double* out) {
+// The reverse scan of one action; returns the sum of the returns. The chain from token to token is what takes time:
+// without a discount it is one addition long.
+template <bool DISCOUNT>
+double scan(const float* kl, double score, double beta, double gamma, int64_t length, double* out) {
   double next = score, sum = 0.0;
   for (int64_t t = length - 1; t >= 0; --t) {
-    if (t < length - 1) next *= gamma;
-    if (kl) next -= beta * kl[t];
+    if (DISCOUNT && t < length - 1) next *= gamma;
+    if (kl) next -= beta * static_cast<double>(kl[t]);
     out[t] = next;
     sum += next;
   }
@@ -29,9 +31,17 @@ double scan(const double* kl, double score, double beta, double gamma, int64_t l
 
 // Sum of squared deviations; four chains, cut by position in the action.
 double squares(const double* values, int64_t length, double mean) {
-  std::array<double, 4> sums{};
-  for (int64_t t = 0; t < length; ++t) sums[t % 4] += (values[t] - mean) * (values[t] - mean);
-  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  double a = 0.0, b = 0.0, c = 0.0, d = 0.0;
+  const auto square = [&](int64_t t) { return (values[t] - mean) * (values[t] - mean); };
+  int64_t t = 0;
+  for (; t + 4 <= length; t += 4) {
+    a += square(t);
+    b += square(t + 1);
+    c += square(t + 2);
+    d += square(t + 3);
+  }
+  for (; t < length; ++t) a += square(t);
+  return (a + b) + (c + d);
 }
 
 }  // namespace
@@ -42,7 +52,9 @@ std::tuple<at::Tensor, at::Tensor> action_returns(const at::Tensor& scores, cons
   const int64_t* const bounds = offsets.const_data_ptr<int64_t>();
   at::Tensor returns = at::empty({bounds[actions]}, at::kDouble), statistics = at::zeros({actions, 3}, at::kDouble);
   double *const out = returns.data_ptr<double>(), *const stats = statistics.data_ptr<double>();
-  const double *const score = scores.const_data_ptr<double>(), *const ratio = kl ? kl->const_data_ptr<double>() : nullptr;
+  const double* const score = scores.const_data_ptr<double>();
+  const float* const ratio = kl ? kl->const_data_ptr<float>() : nullptr;
+  const auto run = gamma == 1.0 ? scan<false> : scan<true>;
   at::parallel_for(0, actions, GRAIN, [&](int64_t begin, int64_t end) {
     for (int64_t a = begin; a < end; ++a) {
       const int64_t first = bounds[a], length = bounds[a + 1] - first;
@@ -51,7 +63,7 @@ std::tuple<at::Tensor, at::Tensor> action_returns(const at::Tensor& scores, cons
         std::fill_n(out + first, length, std::numeric_limits<double>::quiet_NaN());
         continue;
       }
-      const double sum = scan(ratio ? ratio + first : nullptr, score[a], beta, gamma, length, out + first);
+      const double sum = run(ratio ? ratio + first : nullptr, score[a], beta, gamma, length, out + first);
       const double mean = sum / static_cast<double>(length);
       stats[3 * a] = static_cast<double>(length);
       stats[3 * a + 1] = mean;

@@ -8,7 +8,7 @@
 
 namespace mappa {
 
-// scores float64 [A], offsets int64 [A + 1], kl float64 [T]. Returns the discounted returns, float64 [T], and their
+// scores float64 [A], offsets int64 [A + 1], kl float32 [T]. Returns the discounted returns, float64 [T], and their
 // (n, mean, M2) by action, float64 [A, 3]: NaN and zeros where an action has no score.
 std::tuple<at::Tensor, at::Tensor> action_returns(const at::Tensor& scores, const at::Tensor& offsets,
                                                   const std::optional<at::Tensor>& kl, double beta, double gamma);

@@ -29,9 +29,12 @@ inline D widen(F x) { return __builtin_convertvector(x, D); }
 inline F all(float x) { return x - F{}; }  // the only form of a broadcast that compilers see through: x - 0 is x
 inline F larger(F a, F b) { return a > b ? a : b; }  // b where a is NaN
 
-// exp(x) for x in [EXP_LOWEST, 0], within 1 ulp or so; NaN stays NaN. Cephes' expf polynomial.
+// exp(x) for x <= 0, within an ulp; 0 at EXP_LOWEST and below; NaN stays NaN. `x` becomes at least EXP_LOWEST, so that
+// exp(x) * x is 0 there too. Cephes' polynomial for expf.
 constexpr float EXP_LOWEST = -87.0f;
-inline F exp(F x) {
+inline F exp(F& x) {
+  const F lowest = all(EXP_LOWEST);
+  x = x < lowest ? lowest : x;
   const F magic = all(12582912.0f);  // adding 1.5 * 2^23 rounds to an integer, which its low bits then hold
   const F shifted = x * 1.44269504f + magic;
   const F n = shifted - magic;
@@ -43,7 +46,8 @@ inline F exp(F x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + (r + 1.0f);
-  return (F)((I)p + (((I)shifted - (I)magic) << 23));
+  const F power = (F)((I)p + (((I)shifted - (I)magic) << 23));
+  return x == lowest ? F{} : power;
 }
 
 // bfloat16 and IEEE half, as the low 16 bits of each lane.

@@ -105,7 +105,7 @@ def _on_cpu(
     from mappa_kernels.cpu import extension
 
     core, offsets, members = extension(), action_offsets.long().contiguous(), groups.long().contiguous()
-    ratios = None if kl is None or beta == 0.0 else kl.detach().double().contiguous()
+    ratios = None if kl is None or beta == 0.0 else kl.detach().float().contiguous()
     returns, actions = core.action_returns(scores.detach().double().contiguous(), offsets, ratios, beta, gamma)
     stats = core.merge_statistics(_gather(actions, groups, process_group), n_groups)
     if not whiten:
@@ -126,12 +126,12 @@ def _check(
     """Refuse what cannot be computed; returns the number of groups (of all ranks) and of tokens (of this one)."""
     device = scores.device if isinstance(scores, Tensor) else torch.device("cpu")
     checks.tensor("scores", scores, 1, SCORE_TYPES, device)
-    checks.require(not bool(scores.isinf().any()), "scores", "holds an infinite value; a missing score is NaN")
+    checks.require(not _infinite(scores), "scores", "holds an infinite value; a missing score is NaN")
     checks.tensor("action_offsets", action_offsets, 1, checks.INDEX_TYPES, device)
     tokens = None
     if kl is not None:
         checks.tensor("kl", kl, 1, SCORE_TYPES, device)
-        checks.require(bool(kl.isfinite().all()), "kl", "holds a NaN or infinite value")
+        checks.require(_finite(kl), "kl", "holds a NaN or infinite value")
         tokens = kl.shape[0]
     checks.require(beta == 0.0 or kl is not None, "kl", f"is needed with beta={beta}")
     checks.require(0.0 <= gamma <= 1.0, "gamma", f"must be in [0, 1], is {gamma}")
@@ -143,6 +143,16 @@ def _check(
     checks.require(n_groups >= 0, "n_groups", f"must not be negative, is {n_groups}")
     checks.within("groups", groups, 0, n_groups)
     return n_groups, int(action_offsets[-1])
+
+
+def _infinite(scores: Tensor) -> bool:
+    # A missing score is a NaN and passes; it would hide an infinity from a plain sum.
+    return not _finite(scores.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf))
+
+
+def _finite(values: Tensor) -> bool:
+    # One NaN or infinity makes the sum non-finite, and the sum is far cheaper than the test of every value.
+    return bool(values.sum().isfinite()) or bool(values.isfinite().all())
 
 
 def _count_groups(groups: Tensor, process_group: ProcessGroup | None) -> int:

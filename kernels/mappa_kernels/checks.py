@@ -45,9 +45,9 @@ def offsets(name: str, values: Tensor, segments: int, total: int | None) -> None
     require(len(values) == segments + 1, name, f"expected {segments + 1} entries, got {len(values)}")
     first, last = int(values[0]), int(values[-1])
     require(first == 0, name, f"must begin with 0, begins with {first}")
-    falls = torch.nonzero(values.diff() < 0)
-    if len(falls):
-        at = int(falls[0])
+    steps = values.diff()
+    if segments and int(steps.min()) < 0:
+        at = int(steps.argmin())
         require(False, name, f"must ascend, but entry {at} is {int(values[at])} and the next {int(values[at + 1])}")
     if total is not None:
         require(last == total, name, f"must end with the number of tokens, {total}, ends with {last}")
