@@ -83,16 +83,15 @@ class Lead:
 
     def evaluate(self, phase: Phase) -> None:
         """Measure the team on the held-out tasks, once per phase of a run: a resumed run reads what it found before."""
-        modes: list[Mode] = [
-            *(["greedy"] if self.config.evaluate.greedy else []),
-            *(["sampled"] if self.config.evaluate.samples else []),
-        ]  # type: ignore[list-item]
+        settings = self.config.evaluate
+        wanted: dict[Mode, bool] = {"greedy": settings.greedy, "sampled": settings.samples > 0}
+        modes = [mode for mode, on in wanted.items() if on]
         if not modes:
             raise ConfigError("evaluate.samples=0 and evaluate.greedy=false leave nothing to measure; set one of them")
         for mode in modes:
             path = self.run.folder / f"evaluation-{phase}-{mode}.json"
             if not path.exists():
-                count = len(self.tasks.heldout) * (self.config.evaluate.samples if mode == "sampled" else 1)
+                count = len(self.tasks.heldout) * (settings.samples if mode == "sampled" else 1)
                 self.progress.phase(f"evaluation of the {phase} team, {mode}", count)
                 result = evaluate(
                     self.team,

@@ -42,7 +42,9 @@ def train(config: Config, *, fresh: bool = False) -> None:
             if lead is not None:
                 lead.publish(learner)
             if learner.steps % config.save_every == 0 or learner.steps == config.steps:
-                learner.save(ranks.broadcast(lead.run.checkpoint(learner.steps) if lead is not None else None))
+                folder = ranks.broadcast(lead.run.checkpoint(learner.steps) if lead is not None else None)
+                assert folder is not None
+                learner.save(folder)
             if lead is not None:
                 lead.step_done(report)
         if lead is not None:

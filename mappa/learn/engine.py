@@ -83,7 +83,7 @@ def _join(deepspeed: Any) -> None:
         return
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if "RANK" not in os.environ:
-        store = torch.distributed.HashStore()
+        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
         torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
         os.environ.setdefault("LOCAL_RANK", "0")
     deepspeed.init_distributed(backend, verbose=False)

@@ -45,7 +45,7 @@ def union(items: Sequence[T]) -> list[T]:
     """The distinct items of all ranks, sorted: the same list everywhere."""
     gathered: list[Any] = [None] * world_size()
     if world_size() > 1:
-        dist.all_gather_object(gathered, sorted(set(items)))  # type: ignore[type-var]
+        dist.all_gather_object(gathered, sorted(set(items)))
     else:
         gathered = [list(items)]
     return sorted({item for part in gathered for item in part})
