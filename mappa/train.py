@@ -93,9 +93,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("config", metavar="CONFIG", help="TOML file, such as configs/quickstart.toml")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="overrides, such as learn.lr=1e-4 seed=1")
     parser.add_argument("--fresh", action="store_true", help="start over: delete what the run's folder holds")
+    parser.add_argument(
+        "--unsafe", action="store_true", help="run model-written code WITHOUT isolation (sandbox.unsafe=true)"
+    )
     options = parser.parse_args(arguments)
+    overrides = [*options.overrides, *(["sandbox.unsafe=true"] if options.unsafe else [])]
     try:
-        train(load_config(options.config, options.overrides), fresh=options.fresh)
+        train(load_config(options.config, overrides), fresh=options.fresh)
     except MappaError as error:
         print(f"mappa: {error}", file=sys.stderr, flush=True)
         return 2
