@@ -6,24 +6,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from mappa.config import LearnConfig
 from mappa.learn import Learner
-from tests.learn.helpers import ROLES, make_samples
+from tests.learn.helpers import make_samples
+from tests.learn.test_learner import settings
 
 folder, out, stage = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-config = LearnConfig(
-    model=str(folder),
-    dtype="float32",
-    roles=ROLES,
-    rank=4,
-    alpha=8.0,
-    lr=5e-3,
-    beta=0.05,
-    clip_norm=0.05,
-    weight_decay=0.01,
-    tokens_per_micro_batch=150,
-    zero_stage=stage,
-)
+config = settings(folder, zero_stage=stage)
 learner = Learner(config, total_steps=6)
 rank = dist.get_rank()
 for step in range(6):
