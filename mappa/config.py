@@ -132,6 +132,13 @@ class LearnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     clip_norm: Annotated[float, _doc("gradient norm limit of each role on its own; 0 = none", ge=0)] = 1.0
     beta: Annotated[float, _doc("weight of the per-token KL to the base in the reward", ge=0)] = 0.01
     clip: Annotated[float, _doc("PPO clip range of the ratio to the sampler's policy", gt=0)] = 0.2
+    mask_truncated: Annotated[
+        bool,
+        _doc(
+            "leave actions that ended at the token limit out of the loss (the paper's rule, for reasoning cut short); "
+            "false: they count with the score they got, where running on is itself the fault"
+        ),
+    ] = True
     whiten: Annotated[bool, _doc("normalise advantages: mean 0, standard deviation 1 within each group")] = True
     group_by: Annotated[Literal["role", "role-kind", "all"], _doc("the groups advantages are normalised within")] = (
         "role"

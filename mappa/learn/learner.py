@@ -133,7 +133,7 @@ class Learner:
         fault: LearnError | None = None
         try:
             check_samples(samples, self.config.roles, self.base.vocabulary)
-            chosen = [sample for sample in samples if learnable(sample)]
+            chosen = [sample for sample in samples if learnable(sample, mask_truncated=self.config.mask_truncated)]
             pack(chosen, self.config.roles, self.config.tokens_per_micro_batch)
         except LearnError as error:
             fault, chosen = error, []

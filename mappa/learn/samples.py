@@ -18,10 +18,10 @@ def check_samples(samples: Sequence[Sample], roles: Sequence[str], vocabulary: i
             raise LearnError(f"sample {sample.source or index}: {fault}")
 
 
-def learnable(sample: Sample) -> bool:
-    """Whether anything of it enters the loss: it was not cut off, and some action of it has a score."""
+def learnable(sample: Sample, *, mask_truncated: bool) -> bool:
+    """Whether anything of it enters the loss: an action of it has a score, and it was not cut off where that masks it."""
     scores = sample.rewards if sample.advantages is None else sample.advantages
-    return not sample.truncated and any(not math.isnan(score) for score in scores)
+    return not (sample.truncated and mask_truncated) and any(not math.isnan(score) for score in scores)
 
 
 def action_tokens(sample: Sample) -> int:

@@ -86,6 +86,15 @@ def test_masked_samples_change_nothing(tiny_model: Path) -> None:
     assert relative_error(masked.adapters, plain.adapters) == 0
 
 
+def test_what_was_cut_off_counts_where_it_is_asked_for(tiny_model: Path) -> None:
+    samples = make_samples(0)
+    cut = [replace(samples[0], truncated=True), *samples[1:]]
+    plain, counted = Learner(settings(tiny_model)), Learner(settings(tiny_model, mask_truncated=False))
+    plain.step(samples)
+    assert counted.step(cut).roles["engineer"].masked == 0
+    assert relative_error(counted.adapters, plain.adapters) == 0
+
+
 def test_a_role_without_samples_does_not_move(tiny_model: Path) -> None:
     learner = Learner(settings(tiny_model))
     learner.step(make_samples(0))
