@@ -19,7 +19,7 @@ def check_samples(samples: Sequence[Sample], roles: Sequence[str], vocabulary: i
 
 
 def learnable(sample: Sample, *, mask_truncated: bool) -> bool:
-    """Whether anything of it enters the loss: an action of it has a score, and it was not cut off where that masks it."""
+    """Whether anything of it enters the loss: an action has a score, and it was not cut off where that masks it."""
     scores = sample.rewards if sample.advantages is None else sample.advantages
     return not (sample.truncated and mask_truncated) and any(not math.isnan(score) for score in scores)
 
