@@ -51,7 +51,7 @@ def process_advantage(
     """
     n_groups, tokens = _check(scores, action_offsets, groups, kl, beta, gamma, n_groups, process_group)
     name = dispatch.choose(backend, "process_advantage", scores.device, torch.float32)
-    run = _on_cpu if name == "cpu" else _eager
+    run = {"cpu": _on_cpu, "triton": _on_gpu, "reference": _eager}[name]
     return run(scores, action_offsets, groups, kl, beta, gamma, whiten, n_groups, tokens, process_group)
 
 
@@ -111,6 +111,27 @@ def _on_cpu(
     if not whiten:
         return returns.nan_to_num(nan=0.0).float(), stats
     return core.whiten(returns, offsets, members, stats, SMALLEST_STD), stats
+
+
+def _on_gpu(
+    scores: Tensor,
+    action_offsets: Tensor,
+    groups: Tensor,
+    kl: Tensor | None,
+    beta: float,
+    gamma: float,
+    whiten: bool,
+    n_groups: int,
+    tokens: int,
+    process_group: ProcessGroup | None,
+) -> tuple[Tensor, Tensor]:
+    """A program per action for the returns and their statistics, and to whiten (gpu/advantage.py)."""
+    from mappa_kernels.gpu import advantage as gpu
+
+    offsets, ratios = action_offsets.contiguous(), None if beta == 0.0 else kl
+    returns, actions = gpu.action_returns(scores, offsets, ratios, beta, gamma, tokens)
+    stats = _merge(_gather(actions, groups, process_group), n_groups)
+    return gpu.whiten(returns, offsets, groups, stats, SMALLEST_STD, whiten=whiten), stats
 
 
 def _check(

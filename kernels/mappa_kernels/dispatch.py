@@ -14,6 +14,7 @@ import functools
 import importlib
 import importlib.util
 import os
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Literal
 
@@ -25,7 +26,7 @@ Operation = Literal["linear_logprob", "process_advantage", "policy_loss", "group
 # Operations each back-end implements; the reference implements all of them.
 _IMPLEMENTED: dict[str, frozenset[str]] = {
     "cpu": frozenset({"linear_logprob", "process_advantage", "grouped_lora"}),
-    "triton": frozenset(),
+    "triton": frozenset({"linear_logprob", "process_advantage", "policy_loss", "grouped_lora"}),
 }
 _KERNEL_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _chosen: dict[str, str] = {}
@@ -62,14 +63,24 @@ def why_not(backend: str, operation: Operation, device: torch.device | str, dtyp
     return _no_triton(device)
 
 
-def choose(backend: str, operation: Operation, device: torch.device, dtype: torch.dtype) -> str:
-    """Resolve `backend` for one call and remember it. Raises BackendError, or ValueError for an unknown name."""
+def choose(
+    backend: str,
+    operation: Operation,
+    device: torch.device,
+    dtype: torch.dtype,
+    barred: Mapping[str, str] | None = None,
+) -> str:
+    """Resolve `backend` for one call and remember it. `barred`: back-ends this call's arguments rule out, with reasons.
+
+    Raises BackendError where the one asked for cannot run, ValueError for an unknown name.
+    """
+    barred = barred or {}
     if backend == "auto":
-        backend = available(operation, device, dtype)[0]
+        backend = next(name for name in available(operation, device, dtype) if name not in barred)
     elif backend not in ("reference", "cpu", "triton"):
         raise ValueError(f"backend: expected 'auto', 'reference', 'cpu' or 'triton', got {backend!r}")
     else:
-        reason = why_not(backend, operation, device, dtype)
+        reason = why_not(backend, operation, device, dtype) or barred.get(backend)
         if reason is not None:
             raise BackendError(f"{operation} cannot run on backend={backend!r}: {reason}")
     _chosen[operation] = backend

@@ -69,6 +69,10 @@ def _engine(name: str) -> Engine:
         from mappa_kernels.cpu import CpuEngine
 
         return CpuEngine()
+    if name == "triton":
+        from mappa_kernels.gpu.sweep import TritonEngine
+
+        return TritonEngine()
     return EagerEngine()
 
 

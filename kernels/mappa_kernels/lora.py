@@ -16,6 +16,9 @@ from torch import Tensor
 
 from mappa_kernels import checks, dispatch
 
+LARGEST_RANK = 64
+"""Of the GPU kernels; the others take any."""
+
 FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -38,8 +41,7 @@ def grouped_lora(
     Raises ValueError naming the argument, BackendError where `backend` cannot run.
     """
     bounds = _check(x, [A], [B], offsets, [base_out])
-    name = dispatch.choose(backend, "grouped_lora", x.device, torch.promote_types(x.dtype, A[0].dtype))
-    return _apply(_engine(name), x, [A], [B], bounds, scale, [base_out])[0]
+    return _apply(_engine(backend, x, A[0]), x, [A], [B], bounds, scale, [base_out])[0]
 
 
 def grouped_lora_reference(
@@ -65,8 +67,7 @@ def grouped_lora_fused(
     roles and ranks. Returns one output per projection.
     """
     bounds = _check(x, A, B, offsets, base_out)
-    name = dispatch.choose(backend, "grouped_lora", x.device, torch.promote_types(x.dtype, A[0][0].dtype))
-    return _apply(_engine(name), x, A, B, bounds, scale, base_out)
+    return _apply(_engine(backend, x, A[0][0]), x, A, B, bounds, scale, base_out)
 
 
 def grouped_lora_fused_reference(
@@ -118,12 +119,19 @@ def _check_matrix(
     checks.require(same, name, f"of role {role}: expected shape {shape}, got {tuple(value.shape)}")
 
 
-def _engine(name: str) -> LoraEngine:
-    """Back-ends are imported where they are used: the package needs torch alone."""
+def _engine(backend: str, x: Tensor, down: Tensor) -> LoraEngine:
+    """The back-end for these arguments, imported where it is used: the package needs torch alone."""
+    rank = down.shape[0]
+    barred = {"triton": f"its tiles hold ranks up to {LARGEST_RANK}, not {rank}"} if rank > LARGEST_RANK else {}
+    name = dispatch.choose(backend, "grouped_lora", x.device, torch.promote_types(x.dtype, down.dtype), barred)
     if name == "cpu":
         from mappa_kernels.cpu import CpuLora
 
         return CpuLora()
+    if name == "triton":
+        from mappa_kernels.gpu.lora import TritonLora
+
+        return TritonLora()
     return EagerLora()
 
 

@@ -15,7 +15,7 @@ the learner computes for the same policy. The loss is the sum over tokens divide
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from torch import Tensor
 from mappa_kernels import checks, dispatch
 
 Kind = Literal["ppo", "reinforce", "cispo", "gspo"]
+METRICS = ("ratio", "clip_fraction", "kl", "entropy", "truncated")
 KINDS = ("ppo", "reinforce", "cispo", "gspo")
 FLOAT_TYPES = (torch.float32, torch.float64)
 LARGEST_LOG_RATIO = 20.0
@@ -74,8 +75,9 @@ def policy_loss(
     _check(logprob, behaviour_logprob, advantage, old_logprob, sequence_offsets, mask, entropy)
     _check_options(kind, clip_low, clip_high, tis_cap, sequence_offsets, denominator)
     groups, size = _check_groups(logprob, groups, n_groups)
-    dispatch.choose(backend, "policy_loss", logprob.device, torch.float32)
-    return _eager(
+    name = dispatch.choose(backend, "policy_loss", logprob.device, logprob.dtype)
+    run = _fused if name == "triton" else _eager
+    return run(
         logprob, behaviour_logprob, advantage, kind, (1.0 - clip_low, 1.0 + clip_high), old_logprob, tis_cap,
         sequence_offsets, mask, denominator, entropy, groups, size,
     )  # fmt: skip
@@ -206,14 +208,67 @@ def _eager(
     loss = -(weight * value).sum() / denominator
 
     to_behaviour = (logprob.detach() - behaviour).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
-    per_token = {
-        "ratio": ratio.detach(),
-        "clip_fraction": clipped,
-        "kl": torch.expm1(to_behaviour) - to_behaviour,
-        "entropy": -logprob.detach() if entropy is None else entropy.detach(),
-        "truncated": truncated,
-    }
+    kl = torch.expm1(to_behaviour) - to_behaviour
+    spread = -logprob.detach() if entropy is None else entropy.detach()
+    per_token = dict(zip(METRICS, (ratio.detach(), clipped, kl, spread, truncated), strict=True))
     return PolicyLoss(loss, _means(per_token, mask, groups, n_groups))
+
+
+class _WithGradient(torch.autograd.Function):
+    """A value whose gradient in `logprob` is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, logprob: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        ctx.dtype = logprob.dtype
+        return value
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return (grad * gradient).to(ctx.dtype), None, None
+
+
+def _fused(
+    logprob: Tensor,
+    behaviour_logprob: Tensor,
+    advantage: Tensor,
+    kind: Kind,
+    clip: tuple[float, float],
+    old_logprob: Tensor | None,
+    tis_cap: float | None,
+    sequence_offsets: Tensor | None,
+    mask: Tensor | None,
+    denominator: float | Tensor | None,
+    entropy: Tensor | None,
+    groups: Tensor | None,
+    n_groups: int,
+) -> PolicyLoss:
+    """Value, gradient and metrics from one kernel (gpu/policy.py)."""
+    from mappa_kernels.gpu import policy as gpu
+
+    if mask is None:
+        mask = torch.ones_like(logprob, dtype=torch.bool)
+    sequence_ratio = None
+    if kind == "gspo":
+        assert sequence_offsets is not None
+        fallback = behaviour_logprob if tis_cap is None else logprob
+        anchor = old_logprob if old_logprob is not None else fallback
+        log_ratio = torch.where(mask, logprob.detach() - anchor.detach(), 0.0)
+        sequence_ratio = _sequence_log_ratio(log_ratio, sequence_offsets, mask)
+    gradient, sums = gpu.run(
+        logprob, behaviour_logprob, advantage, kind, clip, old_logprob, tis_cap, mask, entropy, groups, n_groups,
+        sequence_ratio, LARGEST_LOG_RATIO,
+    )  # fmt: skip
+    if denominator is None:
+        denominator = mask.sum().clamp(min=1)
+    loss = _WithGradient.apply(logprob, -sums[:, 0].sum() / denominator, gradient / denominator)
+    means = sums[:, 1:6] / sums[:, 6:].clamp(min=1)
+    if groups is None:
+        means, sums = means[0], sums[0]
+    metrics = dict(zip(METRICS, means.unbind(-1), strict=True))
+    return PolicyLoss(loss, {**metrics, "tokens": sums[..., 6].long()})
 
 
 def _importance(learner: Tensor, behaviour: Tensor, cap: float | None) -> tuple[Tensor, Tensor]:

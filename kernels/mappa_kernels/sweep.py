@@ -77,7 +77,7 @@ class EagerEngine:
             for chunk in chunks:
                 chunk.add(tile, columns.start)
         finished = [chunk.finish(weight) for chunk in chunks]
-        logprob, entropy, lse, *directions = (_cat(parts) for parts in zip(*finished, strict=True))
+        logprob, entropy, lse, *directions = (cat(parts) for parts in zip(*finished, strict=True))
         assert logprob is not None and entropy is not None and lse is not None
         return Sweep(logprob, entropy, lse, *directions)
 
@@ -186,7 +186,7 @@ def _add_at_targets(share: Tensor, column: Tensor, values: Tensor) -> None:
     share[rows, column[rows]] += values[rows]
 
 
-def _cat(parts: Sequence[Tensor | None]) -> Tensor | None:
+def cat(parts: Sequence[Tensor | None]) -> Tensor | None:
     """The chunks of one field; None where it was not computed."""
     present = [part for part in parts if part is not None]
     return torch.cat(present) if present else None

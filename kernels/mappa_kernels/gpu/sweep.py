@@ -1,0 +1,204 @@
+"""`linear_logprob` on a GPU: chunks of tokens against chunks of the vocabulary (kernels in sweep_kernels.py)."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from mappa_kernels import dispatch
+from mappa_kernels.gpu import sweep_kernels as kernels
+from mappa_kernels.gpu.configs import Config, config
+from mappa_kernels.sweep import Sweep, cat
+
+TOKENS = 4096
+"""Tokens of a chunk."""
+VOCABULARY = 8192
+"""Vocabulary rows of a chunk while numerators are kept: 64 MB of them in bf16."""
+BAND = 8
+"""Row tiles whose programs run side by side."""
+
+
+class TritonEngine:
+    """One launch of `logits`, `merge` and `accumulate` per chunk; sums merge in the order of the vocabulary."""
+
+    def sweep(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        inverse_temperature: Tensor,
+        *,
+        direction: bool,
+        entropy_direction: bool,
+    ) -> Sweep:
+        hidden, weight = _rows(hidden), _rows(weight)
+        chunks = [
+            _Chunk(hidden[rows], weight, targets[rows], inverse_temperature[rows], direction, entropy_direction)
+            for rows in _slices(len(hidden), TOKENS)
+        ]
+        parts = [chunk.run() for chunk in chunks]
+        if len(parts) == 1:
+            return parts[0]
+        logprob, entropy, lse, *directions = (cat(column) for column in zip(*parts, strict=True))
+        assert logprob is not None and entropy is not None and lse is not None
+        return Sweep(logprob, entropy, lse, *directions)
+
+    def weight_gradient(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        inverse_temperature: Tensor,
+        lse: Tensor,
+        entropy: Tensor,
+        grad_logprob: Tensor,
+        grad_entropy: Tensor | None,
+    ) -> Tensor:
+        """Vocabulary chunks outside, so that each chunk's gradient is summed over all tokens in fp32."""
+        hidden, weight = _rows(hidden), _rows(weight)
+        grad_entropy = torch.zeros_like(grad_logprob) if grad_entropy is None else grad_entropy.contiguous()
+        per_token = (targets, inverse_temperature, lse, entropy, grad_logprob.contiguous(), grad_entropy)
+        gradient = torch.empty_like(weight)
+        for columns in _slices(len(weight), VOCABULARY):
+            total = torch.zeros(columns.stop - columns.start, weight.shape[1], device=weight.device)
+            for rows in _slices(len(hidden), TOKENS):
+                states = hidden[rows]
+                shares = _coefficients(states, weight, [values[rows] for values in per_token], columns)
+                _accumulate(shares.T, states, total)
+            gradient[columns] = total.to(weight.dtype)
+        return gradient
+
+
+class _Chunk:
+    """The sweep of up to TOKENS tokens."""
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        scale: Tensor,
+        direction: bool,
+        entropy_direction: bool,
+    ) -> None:
+        self.hidden, self.weight, self.targets, self.scale = hidden, weight, targets, scale
+        self.tokens, self.device = len(hidden), hidden.device
+        self.config = config("logits", hidden.dtype, hidden.shape[1], hidden.device)
+        self.shift = self._floats(fill=-torch.inf)
+        self.total, self.weighted = (self._floats(dtype=torch.float64) for _ in range(2))
+        self.at_target, self.carry = self._floats(), self._floats()
+        self.mean = self._floats(hidden.shape[1]) if direction else None
+        self.weighted_mean = self._floats(hidden.shape[1]) if entropy_direction else None
+
+    def run(self) -> Sweep:
+        if self.tokens:
+            # Without numerators to keep, the whole vocabulary is one chunk.
+            step = VOCABULARY if self.mean is not None else len(self.weight)
+            for columns in _slices(len(self.weight), step):
+                self._take(columns)
+        log_total, shift = self.total.log(), self.shift.double() * kernels.LN_2.value
+        deviation = self.weighted / self.total
+        if self.mean is not None and self.tokens:
+            self._finish(deviation.float())
+        return Sweep(
+            (self.at_target.double() - shift - log_total).float(),
+            (log_total - deviation).float(),
+            (shift + log_total).float(),
+            self.mean,
+            self.weighted_mean,
+        )
+
+    def _take(self, columns: slice) -> None:
+        """One chunk of the vocabulary: numerators and statistics, then the sums."""
+        size, c = columns.stop - columns.start, self.config
+        tiles = triton.cdiv(size, c.columns)
+        shifts, totals, weighted = torch.empty(3, tiles, self.tokens, device=self.device)
+        keep, keep_weighted = self.mean is not None, self.weighted_mean is not None
+        shares, weighted_shares = (
+            torch.empty(self.tokens, size if wanted else 0, device=self.device, dtype=self.weight.dtype)
+            for wanted in (keep, keep_weighted)
+        )
+        kernels.logits[_grid(self.tokens, size, c)](
+            self.hidden, self.weight, self.targets, self.scale, shares, weighted_shares, shifts, totals, weighted,
+            self.at_target, self.tokens, len(self.weight), columns.start, columns.stop, self.hidden.shape[1],
+            self.hidden.stride(0), self.weight.stride(0), size,
+            ROWS=c.rows, COLUMNS=c.columns, INNER=c.inner, GROUP=BAND, KEEP=keep, KEEP_WEIGHTED=keep_weighted,
+            UPCAST=_upcast(self.hidden), num_warps=c.warps, num_stages=c.stages,
+        )  # fmt: skip
+        kernels.merge[(triton.cdiv(self.tokens, 128),)](
+            shifts, totals, weighted, self.shift, self.total, self.weighted, self.carry, self.tokens, tiles, BLOCK=128
+        )
+        rows = self.weight[columns]
+        if self.weighted_mean is not None:  # before the plain sum, whose old value it needs
+            _accumulate(weighted_shares, rows, self.weighted_mean, shifts, self.carry, c.columns, shares, self.mean)
+        if self.mean is not None:
+            _accumulate(shares, rows, self.mean, shifts, self.carry, c.columns)
+
+    def _finish(self, deviation: Tensor) -> None:
+        width = self.hidden.shape[1]
+        block = min(1024, triton.next_power_of_2(width))
+        kernels.finish[(self.tokens, triton.cdiv(width, block))](
+            self.weight, self.targets, self.scale, self.total.float(), deviation, self.mean,
+            self.mean if self.weighted_mean is None else self.weighted_mean, width, self.weight.stride(0),
+            WEIGHTED=self.weighted_mean is not None, BLOCK=block,
+        )  # fmt: skip
+
+    def _floats(self, *shape: int, fill: float = 0.0, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.full((self.tokens, *shape), fill, dtype=dtype, device=self.device)
+
+
+def _accumulate(
+    left: Tensor,
+    right: Tensor,
+    sums: Tensor,
+    drops: Tensor | None = None,
+    carry: Tensor | None = None,
+    span: int = 1,
+    extra_left: Tensor | None = None,
+    extra_sums: Tensor | None = None,
+) -> None:
+    """sums += left right, in place; the shifts and the weighted form as in the kernel."""
+    c = config("accumulate", right.dtype, right.shape[1], right.device)
+    if drops is not None and span % c.inner:
+        raise ValueError(f"a step of {c.inner} columns would cross tiles of {span}")
+    kernels.accumulate[_grid(len(left), right.shape[1], c)](
+        left, right, sums,
+        left if extra_left is None else extra_left, sums if extra_sums is None else extra_sums,
+        sums if drops is None else drops, sums if carry is None else carry,
+        len(left), right.shape[1], left.shape[1], left.stride(0), left.stride(1), right.stride(0),
+        SPAN=span, SHIFTED=drops is not None, WEIGHTED=extra_left is not None,
+        ROWS=c.rows, COLUMNS=c.columns, INNER=c.inner, GROUP=BAND, UPCAST=_upcast(right),
+        num_warps=c.warps, num_stages=c.stages,
+    )  # fmt: skip
+
+
+def _coefficients(hidden: Tensor, weight: Tensor, per_token: list[Tensor], columns: slice) -> Tensor:
+    size, c = columns.stop - columns.start, config("logits", hidden.dtype, hidden.shape[1], hidden.device)
+    out = torch.empty(len(hidden), size, device=hidden.device, dtype=hidden.dtype)
+    if len(hidden):
+        kernels.coefficients[_grid(len(hidden), size, c)](
+            hidden, weight, *per_token, out, len(hidden), len(weight), columns.start, columns.stop, hidden.shape[1],
+            hidden.stride(0), weight.stride(0), size,
+            ROWS=c.rows, COLUMNS=c.columns, INNER=c.inner, GROUP=BAND, UPCAST=_upcast(hidden),
+            num_warps=c.warps, num_stages=c.stages,
+        )  # fmt: skip
+    return out
+
+
+def _grid(rows: int, columns: int, c: Config) -> tuple[int]:
+    return (max(1, triton.cdiv(rows, c.rows) * triton.cdiv(columns, c.columns)),)
+
+
+def _upcast(tensor: Tensor) -> bool:
+    return dispatch.interpreting() and tensor.dtype is not torch.float32
+
+
+def _rows(matrix: Tensor) -> Tensor:
+    """The kernels read rows whose elements are neighbours."""
+    matrix = matrix.detach()
+    return matrix if matrix.stride(1) == 1 else matrix.contiguous()
+
+
+def _slices(total: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, total)) for start in range(0, max(total, 1), step)]

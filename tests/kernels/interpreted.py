@@ -1,0 +1,179 @@
+"""The Triton kernels in Triton's interpreter. Run by test_triton.py in a process of its own, with TRITON_INTERPRET=1."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from mappa_kernels import (
+    chosen,
+    grouped_lora,
+    grouped_lora_fused,
+    linear_logprob,
+    policy_loss,
+    process_advantage,
+)
+from mappa_kernels.gpu import sweep
+from tests.kernels.support import error, problem, truth
+from torch import Tensor
+
+TYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks():
+    """Chunks of few tokens and vocabulary rows, so that small problems cross their borders."""
+    before = sweep.TOKENS, sweep.VOCABULARY
+    sweep.TOKENS, sweep.VOCABULARY = 20, 128
+    yield
+    sweep.TOKENS, sweep.VOCABULARY = before
+
+
+def logprob_and_gradients(hidden: Tensor, weight: Tensor, targets: Tensor, run) -> list[Tensor]:
+    hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    logprob, entropy = run(hidden, weight)
+    (logprob @ torch.linspace(-1, 1, len(targets)).to(logprob) + entropy.sum()).backward()
+    return [logprob.detach(), entropy.detach(), hidden.grad, weight.grad]
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_logprob(dtype):
+    hidden, weight, targets = problem(27, 40, 300, dtype)
+    targets[-1] = 299
+    temperature = torch.linspace(0.5, 2.0, 27)
+
+    def ours(h: Tensor, w: Tensor):
+        return linear_logprob(h, w, targets, temperature=temperature, entropy="grad", backend="triton")
+
+    mine = logprob_and_gradients(hidden, weight, targets, ours)
+    exact = logprob_and_gradients(
+        hidden.double(), weight.double(), targets, lambda h, w: truth(h, w, targets, temperature.double())
+    )
+    assert (mine[0].double() - exact[0]).abs().max() <= 5e-6
+    assert (mine[1].double() - exact[1]).abs().max() <= 5e-6
+    # Numerators and results are each rounded to the input's type.
+    for ours_, right in zip(mine[2:], exact[2:], strict=True):
+        assert error(ours_, right) <= (torch.finfo(dtype).eps + 1e-6) * right.square().mean().sqrt().item()
+
+
+def test_logprob_alone_and_a_frozen_head():
+    hidden, weight, targets = problem(27, 40, 300)
+    exact, _ = truth(hidden.double(), weight.double(), targets, 1.0)
+    logprob, entropy = linear_logprob(hidden, weight, targets, backend="triton")
+    assert entropy is None
+    assert (logprob.double() - exact).abs().max() <= 5e-6
+    hidden.requires_grad_()
+    again, _ = linear_logprob(hidden, weight, targets, backend="triton")
+    again.sum().backward()
+    assert weight.grad is None
+    assert hidden.grad.abs().sum() > 0
+    assert chosen("linear_logprob") == "triton"
+
+
+def test_a_row_has_the_same_bits_in_any_batch():
+    hidden, weight, targets = problem(27, 40, 300, torch.bfloat16)
+
+    def run(rows) -> list[Tensor]:
+        states = hidden[rows].clone().requires_grad_()
+        logprob, _ = linear_logprob(states, weight, targets[rows], backend="triton")
+        logprob.sum().backward()
+        return [logprob.detach(), states.grad]
+
+    whole = run(slice(None))
+    for rows in (slice(3, 4), torch.tensor([26, 0, 13]), slice(5, 27)):
+        assert all(torch.equal(part, all_[rows]) for part, all_ in zip(run(rows), whole, strict=True))
+
+
+def test_extreme_logits_and_edges():
+    hidden, weight, targets = problem(5, 8, 70, spread=1e4)
+    exact, _ = truth(hidden.double(), weight.double(), targets, 1.0)
+    logprob, _ = linear_logprob(hidden, weight, targets, backend="triton")
+    single, _ = truth(hidden, weight, targets, 1.0)
+    assert error(logprob, exact) <= 1.5 * error(single, exact) + 1e-3
+    for tokens, vocabulary in ((0, 5), (1, 1), (1, 129)):
+        hidden, weight, targets = problem(tokens, 3, vocabulary)
+        logprob, entropy = linear_logprob(hidden.requires_grad_(), weight, targets, entropy=True, backend="triton")
+        logprob.sum().backward()
+        exact, _ = truth(hidden.detach().double(), weight.double(), targets, 1.0)
+        assert logprob.shape == entropy.shape == (tokens,)
+        assert error(logprob.detach(), exact) <= 1e-6
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_advantage(gamma, beta):
+    lengths = [3, 0, 700, 512, 1, 40]
+    scores = torch.tensor([0.2, 0.5, 0.9, 0.1, torch.nan, 0.6])
+    offsets, groups = torch.tensor([0, *lengths]).cumsum(0), torch.tensor([0, 1, 0, 1, 0, 1])
+    kl = torch.randn(int(offsets[-1]), generator=torch.Generator().manual_seed(0)) * 0.1
+    for whiten in (True, False):
+        results = [
+            process_advantage(
+                scores, offsets, groups, kl=kl, beta=beta, gamma=gamma, whiten=whiten, n_groups=3, backend=backend
+            )
+            for backend in ("triton", "reference")
+        ]
+        torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["ppo", "reinforce", "cispo", "gspo"])
+@pytest.mark.parametrize("with_old", [False, True])
+@pytest.mark.parametrize("cap", [None, 1.1])
+def test_policy_loss(kind, with_old, cap):
+    generator = torch.Generator().manual_seed(0)
+    logprob, noise, other, advantage, entropy = (torch.randn(1100, generator=generator) * 0.4 for _ in range(5))
+    mask = torch.rand(1100, generator=generator) > 0.2
+    results = []
+    for backend in ("triton", "reference"):
+        x = torch.where(mask, logprob, torch.nan).requires_grad_()
+        loss, metrics = policy_loss(
+            x,
+            logprob + noise,
+            advantage,
+            kind=kind,
+            old_logprob=logprob + other if with_old else None,
+            tis_cap=cap,
+            sequence_offsets=torch.tensor([0, 300, 300, 1100]),
+            mask=mask,
+            denominator=500.0,
+            entropy=entropy if with_old else None,
+            groups=torch.arange(1100) % 3,
+            n_groups=4,
+            backend=backend,
+        )
+        (2 * loss).backward()
+        results.append({"loss": loss.detach(), "gradient": x.grad, **metrics})
+    for name, value in results[0].items():
+        torch.testing.assert_close(value, results[1][name], rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("x_type", TYPES, ids=str)
+def test_grouped_lora(x_type):
+    generator = torch.Generator().manual_seed(0)
+
+    def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return (torch.randn(*shape, generator=generator) * 0.5).to(dtype).requires_grad_()
+
+    x, base = leaf(150, 70, dtype=x_type), [leaf(150, 90, dtype=x_type), leaf(150, 30, dtype=x_type)]
+    down = [[leaf(5, 70) for _ in range(3)] for _ in base]
+    up = [[leaf(n, 5) for _ in range(3)] for n in (90, 30)]
+    leaves = [x, *base, *(m for ms in (*down, *up) for m in ms)]
+    results = []
+    for backend in ("triton", "reference"):
+        outputs = grouped_lora_fused(x, down, up, [0, 100, 100, 150], 0.5, base, backend=backend)
+        grads = [torch.randn(o.shape, generator=generator.manual_seed(1)).to(o.dtype) for o in outputs]
+        torch.autograd.backward(outputs, grads)
+        results.append([*outputs, *(leaf_.grad for leaf_ in leaves)])
+        for leaf_ in leaves:
+            leaf_.grad = None
+    for mine, theirs in zip(*results, strict=True):
+        size = theirs.double().square().mean().sqrt().item()
+        assert error(mine.detach(), theirs.detach().double()) <= 4 * torch.finfo(x_type).eps * (size + 1)
+
+
+def test_grouped_lora_beyond_its_largest_rank_says_so():
+    x, base = torch.randn(4, 8), torch.randn(4, 6)
+    with pytest.raises(RuntimeError, match="ranks up to 64"):
+        grouped_lora(x, [torch.randn(65, 8)], [torch.randn(6, 65)], [0, 4], 1.0, base, backend="triton")
+    grouped_lora(x, [torch.randn(65, 8)], [torch.randn(6, 65)], [0, 4], 1.0, base)
+    assert chosen("grouped_lora") == "cpu" or chosen("grouped_lora") == "reference"
