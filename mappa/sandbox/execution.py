@@ -106,7 +106,7 @@ def read_report(capture: Capture) -> Report:
         return Report()
 
 
-def outcome_of(ended: Ended, report: Report, *, flooded: bool, cpu_limit: float) -> ExecutionOutcome:
+def outcome_of(ended: Ended, report: Report, *, flooded: bool) -> ExecutionOutcome:
     """Why an execution ended, from what the host knows first, then from what the model's process said."""
     if ended.failure is not None:
         return "sandbox-failure"
@@ -117,7 +117,7 @@ def outcome_of(ended: Ended, report: Report, *, flooded: bool, cpu_limit: float)
     if ended.exit_code == -signal.SIGXFSZ:
         return "disk-limit"
     if ended.exit_code < 0:
-        return "timeout" if ended.cpu >= cpu_limit else "killed"
+        return "killed"
     if ended.exit_code == 0:
         return "ok"
     if report.kind is not None:

@@ -18,7 +18,7 @@ from mappa.config import SandboxConfig
 from mappa.errors import SandboxError
 from mappa.sandbox.channel import Channel
 from mappa.sandbox.execution import Capture, Ended
-from mappa.sandbox.server.start import command, execution_environment
+from mappa.sandbox.server.command import command, execution_environment
 
 PATIENCE = 10.0
 """Seconds, over what was asked for, that a server may take to answer before it counts as hanging."""

@@ -21,7 +21,6 @@ READ_LIMIT = 64 << 20
 _ATTEMPTS = 2
 _DRAIN_SECONDS = 1.0
 _REPORT_KEPT = 1 << 17
-_CPU_GRACE = 1.0
 
 
 class SandboxWorkspace:
@@ -116,7 +115,7 @@ class SandboxWorkspace:
             self._files = await self._sandbox.aside(self._folder.snapshot)
         told = read_report(report)
         return ExecutionResult(
-            outcome=outcome_of(ended, told, flooded=flooded, cpu_limit=timeout + _CPU_GRACE),
+            outcome=outcome_of(ended, told, flooded=flooded),
             exit_code=None if ended.failure else ended.exit_code,
             stdout=stdout.text(),
             stderr=ended.failure or stderr.text(),

@@ -104,6 +104,10 @@ def test_many_processes_with_too_much_memory_together(any_lab: Lab) -> None:
     assert result.outcome == "memory"
 
 
+def test_executions_are_the_first_to_go_when_memory_runs_out(any_lab: Lab) -> None:
+    assert any_lab.output("print(open('/proc/self/oom_score_adj').read())").strip() == "1000"
+
+
 def test_many_processes_that_share_their_memory_are_let_be(any_lab: Lab) -> None:
     code = """
         import os, time

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 from dataclasses import asdict, dataclass
 
@@ -30,8 +31,11 @@ class Limits:
 
 
 def limit_resources(limits: Limits, cpu_seconds: int, *, processes: bool = True) -> None:
-    """Set the rlimits, soft and hard. Without `processes` their number stays unlimited: where executions share
-    a user with the rest of the machine, a limit would count that too."""
+    """Set the rlimits, soft and hard, and stand first in line when the machine's memory runs out.
+
+    Without `processes` their number stays unlimited: where executions share a user with the rest of the machine, a
+    limit would count that too.
+    """
     wanted = {
         resource.RLIMIT_AS: limits.memory,
         resource.RLIMIT_FSIZE: limits.file,
@@ -44,7 +48,17 @@ def limit_resources(limits: Limits, cpu_seconds: int, *, processes: bool = True)
     if processes:
         wanted[resource.RLIMIT_NPROC] = limits.processes
     for kind, value in wanted.items():
-        resource.setrlimit(kind, (value, value))
+        lower_limit(kind, value)
+    descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+    os.write(descriptor, b"1000")
+    os.close(descriptor)
+
+
+def lower_limit(kind: int, value: int) -> None:
+    """Set an rlimit, soft and hard, to `value` or to what this process may have at most."""
+    _, hard = resource.getrlimit(kind)
+    allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (allowed, allowed))
 
 
 class Lock:

@@ -11,14 +11,22 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from pathlib import PurePath
 from typing import NoReturn
 
 from . import syscalls as sys_
+from .command import command, execution_environment
 from .confine import Limits, Lock, limit_resources
 from .launch import EXECUTION_ID, SERVER_CODE, SYSTEM, SYSTEM_SETTINGS, WORKSPACE, interpreter_folders
-from .start import command, execution_environment
+
+_TRIAL = """
+import os
+if os.getuid() == 0: os.setresuid({user}, {user}, {user})
+import wave
+"""
+"""That the interpreter can be read by the user executions become."""
 
 
 class HostFolders:
@@ -75,7 +83,8 @@ class Bubblewrap(HostFolders):
         self._program = program
         self._limits = limits
         self._is_root = os.geteuid() == 0
-        tried = subprocess.run([*self._wrapper("/tmp"), "/bin/true"], capture_output=True, text=True, check=False)
+        trial = [sys.executable, "-I", "-B", "-c", _TRIAL.format(user=EXECUTION_ID)]
+        tried = subprocess.run([*self._wrapper("/tmp"), *trial], capture_output=True, text=True, check=False)
         if tried.returncode:
             raise OSError(errno.EPERM, f"bubblewrap does not work here: {tried.stderr.strip()}")
         super().__init__(limits, EXECUTION_ID if self._is_root else None)

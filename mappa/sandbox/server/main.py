@@ -16,8 +16,6 @@ every execution with it.
 from __future__ import annotations
 
 import fcntl
-import gc
-import importlib
 import json
 import os
 import resource
@@ -29,13 +27,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
-from . import memory, pages, runner
-from .confine import Limits
+from . import heap, memory, runner
+from .confine import Limits, lower_limit
 
 _DESCRIPTORS = 4096
 _LOOK_SECONDS = 0.1
-_GRACE = 1.0
-"""CPU-seconds over its wall time that an execution's processes may each use before the kernel ends them."""
+_CORES = len(os.sched_getaffinity(0))
 
 Message = dict[str, Any]
 
@@ -46,19 +43,25 @@ class Isolation(Protocol):
     folder: str | None
     """Of the host, where workspaces are; None where they are in memory."""
 
-    def open_workspace(self, number: int) -> int: ...
+    def open_workspace(self, number: int) -> int:
+        """Returns a descriptor of the new folder."""
+        ...
 
     def close_workspace(self, number: int) -> None: ...
 
     def fork(self) -> int: ...
 
-    def enter(self, workspace: int, cpu_seconds: int) -> None: ...
+    def enter(self, workspace: int, cpu_seconds: int) -> None:
+        """Shut in the calling process, a fresh fork. May replace the program by one that does, and runs the code."""
+        ...
 
     def kill(self, pid: int, pidfd: int) -> None: ...
 
     def exit_code(self, status: int) -> int: ...
 
-    def is_full(self, workspace: int) -> bool: ...
+    def is_full(self, workspace: int) -> bool:
+        """Asked now and then while something runs there: does it hold more than it may?"""
+        ...
 
     def close(self) -> None: ...
 
@@ -73,6 +76,7 @@ class Execution:
     workspace: int
     begin: float
     deadline: float
+    cpu_limit: int
     verdict: str | None = None
     looked_at: float = 0.0
     """When its memory is worth another look."""
@@ -189,6 +193,7 @@ class Server:
                 workspace=request["workspace"],
                 begin=begin,
                 deadline=begin + request["timeout"],
+                cpu_limit=_cpu_limit(request["timeout"]),
             )
             self._poll.register(pidfd, select.POLLIN)
         for descriptor in (*descriptors, starter):
@@ -201,12 +206,15 @@ class Server:
         os.close(execution.pidfd)
         started = os.read(execution.started, 4096)
         os.close(execution.started)
+        cpu, exit_code = usage.ru_utime + usage.ru_stime, self._isolation.exit_code(status)
+        if execution.verdict is None and exit_code < 0 and cpu >= execution.cpu_limit:
+            execution.verdict = "timeout"
         ended = {
             "op": "ended",
             "id": execution.id,
-            "exit_code": self._isolation.exit_code(status),
+            "exit_code": exit_code,
             "verdict": execution.verdict,
-            "cpu": usage.ru_utime + usage.ru_stime,
+            "cpu": cpu,
             "wall": time.monotonic() - execution.begin,
         }
         if started != b"started" and execution.verdict is None:
@@ -257,11 +265,16 @@ def _become_execution(isolation: Isolation, request: Message, descriptors: list[
         for target, descriptor in enumerate((null, out, err, report, starter, code)):
             os.dup2(descriptor, target)
         os.closerange(runner.CODE + 1, _DESCRIPTORS)
-        isolation.enter(request["workspace"], int(request["timeout"] + _GRACE) + 1)
+        isolation.enter(request["workspace"], _cpu_limit(request["timeout"]))
     except BaseException as error:  # noqa: BLE001 - whatever it is, the trainer is told and the fork must not go on
         os.write(runner.STARTED, f"{type(error).__name__}: {error}".encode()[:4096])
         os._exit(1)
     runner.run()
+
+
+def _cpu_limit(timeout: float) -> int:
+    """CPU-seconds of one process, threads included, that no execution can reach within its time."""
+    return int(timeout * _CORES) + 2
 
 
 def _raised(descriptor: int) -> int:
@@ -279,32 +292,20 @@ def main(make_isolation: Callable[[Limits], Isolation], *, trainer: int = -1, pr
     begin = time.monotonic()
     stage = "isolation"
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (_DESCRIPTORS, _DESCRIPTORS))
+        lower_limit(resource.RLIMIT_NOFILE, _DESCRIPTORS)
         limits = Limits(**settings["limits"])
         isolation = make_isolation(limits)
         stage = "preload"
-        _preload(settings["preload"] if preload else ())
+        heap.preload(settings["preload"] if preload else ())
     except (OSError, ImportError) as error:
         told = {"op": "failed", "stage": stage, "error": str(error), "errno": getattr(error, "errno", None)}
         control.send(json.dumps(told).encode())
         return
+    runner.hide()
+    heap.settle()
     server = Server(control, trainer, isolation, limits)
     server.send({"op": "ready", "preload_seconds": time.monotonic() - begin, "folder": isolation.folder})
     try:
         server.serve()
     finally:
         server.close()
-
-
-def _preload(names: Sequence[str]) -> None:
-    """Import `names`, then leave this process as its forks should find it: one thread, a frozen heap."""
-    for name in names:
-        importlib.import_module(name)
-    threads = len(os.listdir("/proc/self/task"))
-    if threads > 1:
-        raise ImportError(f"importing {', '.join(names)} started {threads - 1} threads, which no fork would have")
-    runner.hide()
-    gc.collect()
-    pages.gather()
-    gc.freeze()
-    gc.disable()  # a collection would touch, and so copy, pages that all forks share
