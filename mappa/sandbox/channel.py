@@ -63,8 +63,7 @@ class Channel:
                 self._loop.add_writer(self._socket, self._flush)
                 return
             except ConnectionError:
-                self._end()
-                return
+                pass  # the other end is gone: reading tells, after what it sent before
             self._unsent.popleft()
             _close(descriptors)
         self._loop.remove_writer(self._socket)
@@ -72,18 +71,13 @@ class Channel:
     def _receive(self) -> None:
         try:
             data, descriptors, _, _ = socket.recv_fds(self._socket, _PACKET, _DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
-        except BlockingIOError:
-            return
-        except ConnectionError:
-            data, descriptors = b"", []
+        except (BlockingIOError, ConnectionError):
+            return  # a reset is told once, before what was sent earlier and the end, which are read next
         if data:
             self._on_message(json.loads(data), descriptors)
         else:
-            self._end()
-
-    def _end(self) -> None:
-        self.close()
-        self._on_end()
+            self.close()
+            self._on_end()
 
 
 def _close(descriptors: Sequence[int]) -> None:
