@@ -1,9 +1,11 @@
-"""The Triton kernels in Triton's interpreter. Run by test_triton.py in a process of its own, with TRITON_INTERPRET=1."""
+"""The Triton kernels in the interpreter. Run by test_triton.py in a process of its own, with TRITON_INTERPRET=1."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+
 from mappa_kernels import (
     chosen,
     grouped_lora,
@@ -14,7 +16,6 @@ from mappa_kernels import (
 )
 from mappa_kernels.gpu import sweep
 from tests.kernels.support import error, problem, truth
-from torch import Tensor
 
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -12,18 +12,26 @@ import triton.language as tl
 from torch import Tensor
 
 from mappa_kernels import dispatch
-from mappa_kernels.gpu.sweep_kernels import dot
 
 ROWS = 64
 """Tokens of a tile."""
+TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 SPAN = 16
 """Tiles whose sums one program of `reduce` adds up."""
 
 
 @triton.jit
+def product(a, b, acc, TYPE: tl.constexpr, PRECISION: tl.constexpr):
+    """acc + a b on the tensor cores, in the adapters' type; PRECISION is how fp32 is multiplied."""
+    if PRECISION == "ieee":  # the interpreter, which multiplies bf16 wrongly
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+    return tl.dot(a.to(TYPE), b.to(TYPE), acc, input_precision=PRECISION)
+
+
+@triton.jit
 def shrink(
     x, matrices, low, roles, starts, stops, scale, width, rank, stride_x, stride_m, stride_mr, stride_mk, stride_l,
-    RANK: tl.constexpr, ROWS: tl.constexpr, INNER: tl.constexpr, UPCAST: tl.constexpr,
+    RANK: tl.constexpr, ROWS: tl.constexpr, INNER: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """low [T, rank] = scale x M_g', with M_g(r, k) = matrices[g * stride_m + r * stride_mr + k * stride_mk]."""
     tile = tl.program_id(0)
@@ -42,7 +50,7 @@ def shrink(
             base + k[:, None].to(tl.int64) * stride_mk + r[None, :] * stride_mr,
             mask=(k[:, None] < width) & (r[None, :] < rank), other=0.0,
         )  # fmt: skip
-        acc = dot(a, b.to(a.dtype), acc, UPCAST)
+        acc = product(a, b, acc, b.dtype, PRECISION)
     at = low + t[:, None].to(tl.int64) * stride_l + r[None, :]
     tl.store(at, acc * scale, mask=(t[:, None] < stop) & (r[None, :] < rank))
 
@@ -50,7 +58,7 @@ def shrink(
 @triton.jit
 def expand(
     low, matrices, base, out, roles, starts, stops, width, rank, stride_l, stride_m, stride_mr, stride_mk, stride_o,
-    ADD: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    ADD: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """out [T, width] = base + low M_g, in fp32; base is left out without ADD."""
     tile = tl.program_id(0)
@@ -68,7 +76,7 @@ def expand(
     )  # fmt: skip
     inside = (t[:, None] < stop) & (k[None, :] < width)
     at = t[:, None].to(tl.int64) * stride_o + k[None, :]
-    value = tl.dot(a, b.to(tl.float32), input_precision="ieee")
+    value = product(a, b, tl.zeros((ROWS, COLUMNS), tl.float32), b.dtype, PRECISION)
     if ADD:
         value += tl.load(base + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
@@ -77,7 +85,8 @@ def expand(
 @triton.jit
 def reduce(
     low, x, sums, spans, stops, width, rank, stride_l, stride_x,
-    RANK: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr, COLUMNS: tl.constexpr,
+    TYPE: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr, COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """sums [span, rank, width] = low' x over the tokens of one span, tile after tile."""
     span = tl.program_id(0)
@@ -95,7 +104,7 @@ def reduce(
             x + t[:, None].to(tl.int64) * stride_x + k[None, :],
             mask=(t[:, None] < stop) & (k[None, :] < width), other=0.0,
         )  # fmt: skip
-        acc = tl.dot(a, b.to(tl.float32), acc, input_precision="ieee")
+        acc = product(a, b, acc, TYPE, PRECISION)
     at = sums + (span.to(tl.int64) * rank + r[:, None]) * width + k[None, :]
     tl.store(at, acc, mask=(r[:, None] < rank) & (k[None, :] < width))
 
@@ -184,7 +193,7 @@ def _shrink(x: Tensor, matrices: Tensor, low: Tensor, tiles: _Tiles, scale: floa
     shrink[(len(tiles.roles),)](
         x, matrices, low, tiles.roles, tiles.starts, tiles.stops, scale, x.shape[1], rank, x.stride(0),
         matrices.stride(0), stride_r, stride_k, low.stride(0),
-        RANK=_padded(rank), ROWS=ROWS, INNER=64, UPCAST=dispatch.interpreting() and x.dtype is not torch.float32,
+        RANK=_padded(rank), ROWS=ROWS, INNER=64, PRECISION=_precision(),
         num_warps=4, num_stages=3,
     )  # fmt: skip
 
@@ -197,7 +206,7 @@ def _expand(low: Tensor, matrices: Tensor, base: Tensor, out: Tensor, tiles: _Ti
     expand[(len(tiles.roles), triton.cdiv(width, 128))](
         low, matrices, base, out, tiles.roles, tiles.starts, tiles.stops, width, low.shape[1], low.stride(0),
         matrices.stride(0), matrices.stride(1), matrices.stride(2), out.stride(0),
-        ADD=True, RANK=_padded(low.shape[1]), ROWS=ROWS, COLUMNS=128, num_warps=4, num_stages=2,
+        ADD=True, RANK=_padded(low.shape[1]), ROWS=ROWS, COLUMNS=128, PRECISION=_precision(), num_warps=4, num_stages=2,
     )  # fmt: skip
 
 
@@ -209,11 +218,19 @@ def _reduce(low: Tensor, x: Tensor, tiles: _Tiles, roles: int, dtype: torch.dtyp
     if tiles.spans:
         reduce[(len(tiles.spans), triton.cdiv(width, 128))](
             low, x, sums, spans[1], spans[2], width, rank, low.stride(0), x.stride(0),
-            RANK=_padded(rank), ROWS=ROWS, TILES=SPAN, COLUMNS=128, num_warps=4, num_stages=2,
+            TYPE=TYPES[dtype], RANK=_padded(rank), ROWS=ROWS, TILES=SPAN, COLUMNS=128, PRECISION=_precision(),
+            num_warps=4, num_stages=2,
         )  # fmt: skip
     of_role = [[i for i, span in enumerate(tiles.spans) if span[0] == role] for role in range(roles)]
     totals = [sums[own[0] : own[-1] + 1].sum(0) if own else sums.new_zeros(rank, width) for own in of_role]
     return [(total.T if transposed else total).to(dtype).contiguous() for total in totals]
+
+
+def _precision() -> str:
+    """fp32 as three TF32 products, which lose nothing that matters; AMD's matrix cores take fp32 itself."""
+    if dispatch.interpreting():
+        return "ieee"
+    return "bf16x3" if torch.version.hip else "tf32x3"
 
 
 def _padded(rank: int) -> int:
