@@ -115,7 +115,7 @@ class Lead:
         )
         jobs = [
             Job(
-                id=f"{step + 1}-{task.id}-{index}",
+                id=f"{step + 1}-{place + 1}-{task.id}-{index}",  # a step may draw a task twice: the place is part
                 task=task,
                 seed=derive_seed(self.config.seed, step, place, index),
                 step=step + 1,

@@ -187,7 +187,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
 class Episode(Struct, frozen=True, kw_only=True):
     """One rollout of the team on one task: its actions in order and how it ended.
 
-    >>> Episode(id="3-Boston-0", task="Boston", kind="regression", seed=7, step=3, actions=(...),
+    >>> Episode(id="3-1-Boston-0", task="Boston", kind="regression", seed=7, step=3, actions=(...),
     ...         outcome=Outcome(success=True, metrics={"r2": 0.71}))
     """
 
@@ -225,7 +225,7 @@ class Sample(Struct, frozen=True, kw_only=True):
     versions: tuple[int, ...] = ()
     """Adapter version that sampled each span."""
     source: str = ""
-    """Where it came from, for messages: `3-Boston-0/modeler/0`."""
+    """Where it came from, for messages: `3-1-Boston-0/modeler/0`."""
 
 
 class Workspace(Protocol):
