@@ -13,7 +13,8 @@
 namespace mappa {
 namespace {
 
-constexpr int64_t GRAIN = 16;  // actions per thread at least
+// Actions per thread at least: waking a thread costs as much as tens of thousands of tokens.
+int64_t grain(int64_t actions, int64_t tokens) { return 1 + actions * 100'000 / std::max<int64_t>(tokens, 1); }
 
 // The reverse scan of one action; returns the sum of the returns. The chain from token to token is what takes time:
 // without a discount it is one addition long.
@@ -55,7 +56,7 @@ std::tuple<at::Tensor, at::Tensor> action_returns(const at::Tensor& scores, cons
   const double* const score = scores.const_data_ptr<double>();
   const float* const ratio = kl ? kl->const_data_ptr<float>() : nullptr;
   const auto run = gamma == 1.0 ? scan<false> : scan<true>;
-  at::parallel_for(0, actions, GRAIN, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, actions, grain(actions, bounds[actions]), [&](int64_t begin, int64_t end) {
     for (int64_t a = begin; a < end; ++a) {
       const int64_t first = bounds[a], length = bounds[a + 1] - first;
       if (length == 0) continue;
@@ -104,7 +105,7 @@ at::Tensor whiten(const at::Tensor& returns, const at::Tensor& offsets, const at
   const int64_t *const bounds = offsets.const_data_ptr<int64_t>(), *const group = groups.const_data_ptr<int64_t>();
   const double *const in = returns.const_data_ptr<double>(), *const stats = statistics.const_data_ptr<double>();
   float* const out = advantage.data_ptr<float>();
-  at::parallel_for(0, groups.size(0), GRAIN, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, groups.size(0), grain(groups.size(0), returns.size(0)), [&](int64_t begin, int64_t end) {
     for (int64_t a = begin; a < end; ++a) {
       const double* const row = stats + 3 * group[a];
       const double mean = row[1], factor = 1.0 / std::max(std::sqrt(row[2] / std::max(row[0], 1.0)), smallest_std);

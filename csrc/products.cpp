@@ -21,21 +21,21 @@ class Float32Products final : public Products {
         tiles_(token_tiles(kernels, hidden)),
         panel_(at::empty({panel, size_}, at::kFloat)) {}
 
-  void prepare(int64_t index, int64_t first) override {
-    kernels_.pack(weight_, first, slab(index));
+  void prepare(int64_t place, int64_t first) override {
+    kernels_.pack(weight_, first, slab(place));
   }
 
-  void logits(int64_t index, int64_t, int64_t tile, float* logits) override {
+  void logits(int64_t place, int64_t, int64_t tile, float* logits) override {
     const float* tokens = tiles_.const_data_ptr<float>() + tile * weight_.columns * kernels_.tokens;
-    kernels_.logits(weight_.columns, slab(index), tokens, logits);
+    kernels_.logits(weight_.columns, slab(place), tokens, logits);
   }
 
-  void add_rows(int64_t index, int64_t, int64_t count, const float* shares, float*, float* sum) override {
-    kernels_.add_rows(weight_.columns, count, slab(index), shares, sum);
+  void add_rows(int64_t place, int64_t, int64_t count, const float* shares, float*, float* sum) override {
+    kernels_.add_rows(weight_.columns, count, slab(place), shares, sum);
   }
 
  private:
-  float* slab(int64_t index) const { return panel_.mutable_data_ptr<float>() + index * size_; }
+  float* slab(int64_t place) const { return panel_.mutable_data_ptr<float>() + place * size_; }
 
   const Kernels& kernels_;
   const Matrix weight_;
@@ -72,34 +72,34 @@ class BFloat16Products final : public Products {
     if (width_ != weight_.columns) odd_ = at::zeros({panel, kernels.rows, width_}, at::kBFloat16);
   }
 
-  void prepare(int64_t index, int64_t first) override {
+  void prepare(int64_t place, int64_t first) override {
     const int64_t count = std::min<int64_t>(kernels_.rows, weight_.rows - first);
     const BFloat* rows = source() + first * weight_.row_stride;
     if (odd_.defined())
       for (int64_t r = 0; r < count; ++r)
-        std::copy_n(rows + r * weight_.row_stride, weight_.columns, odd_row(index) + r * width_);
+        std::copy_n(rows + r * weight_.row_stride, weight_.columns, odd_row(place) + r * width_);
     if (!transposed_) return;
-    BFloat* out = panel(index);
+    BFloat* out = panel(place);
     for (int64_t r0 = 0; r0 < kernels_.rows; r0 += 16)  // blocks of a few cache lines both ways
       for (int64_t k = 0; k < weight_.columns; ++k)
         for (int64_t r = r0; r < std::min<int64_t>(r0 + 16, kernels_.rows); ++r)
           out[k * kernels_.rows + r] = r < count ? rows[r * weight_.row_stride + k] : BFloat(0);
   }
 
-  void logits(int64_t index, int64_t first, int64_t tile, float* logits) override {
+  void logits(int64_t place, int64_t first, int64_t tile, float* logits) override {
     const int64_t count = std::min<int64_t>(kernels_.rows, weight_.rows - first), n = kernels_.tokens;
-    const BFloat* a = odd_.defined() ? odd_row(index) : source() + first * weight_.row_stride;
+    const BFloat* a = odd_.defined() ? odd_row(place) : source() + first * weight_.row_stride;
     const int64_t lda = odd_.defined() ? width_ : weight_.row_stride;
     product(count, n, width_, lda, false, a, pairs_.const_data_ptr<BFloat>() + tile * width_ * n, logits);
   }
 
-  void add_rows(int64_t index, int64_t, int64_t count, const float* shares, float* room, float* sum) override {
+  void add_rows(int64_t place, int64_t, int64_t count, const float* shares, float* room, float* sum) override {
     const int64_t n = kernels_.tokens, even = divide_up(count, 2) * 2;
     auto* pairs = reinterpret_cast<BFloat*>(room);
     for (int64_t r = 0; r < even; ++r)
       for (int64_t t = 0; t < n; ++t)
         pairs[(r / 2 * n + t) * 2 + r % 2] = r < count ? BFloat(shares[r * n + t]) : BFloat(0);
-    product(weight_.columns, n, even, kernels_.rows, true, panel(index), pairs, sum);
+    product(weight_.columns, n, even, kernels_.rows, true, panel(place), pairs, sum);
   }
 
   void release() override {
@@ -119,7 +119,7 @@ class BFloat16Products final : public Products {
     const Matrix states = matrix(hidden);
     const auto* in = static_cast<const BFloat*>(states.data);
     auto* out = pairs.mutable_data_ptr<BFloat>();
-    at::parallel_for(0, states.rows, 1, [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, states.rows, 256, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t)
         for (int64_t k = 0; k < states.columns; ++k)
           out[((t / n * (width_ / 2) + k / 2) * n + t % n) * 2 + k % 2] =
@@ -129,8 +129,8 @@ class BFloat16Products final : public Products {
   }
 
   const BFloat* source() const { return static_cast<const BFloat*>(weight_.data); }
-  BFloat* panel(int64_t index) const { return panel_.mutable_data_ptr<BFloat>() + index * panel_.stride(0); }
-  BFloat* odd_row(int64_t index) const { return odd_.mutable_data_ptr<BFloat>() + index * odd_.stride(0); }
+  BFloat* panel(int64_t place) const { return panel_.mutable_data_ptr<BFloat>() + place * panel_.stride(0); }
+  BFloat* odd_row(int64_t place) const { return odd_.mutable_data_ptr<BFloat>() + place * odd_.stride(0); }
 
   const Kernels& kernels_;
   const Matrix weight_;
@@ -147,7 +147,7 @@ at::Tensor token_tiles(const Kernels& kernels, const at::Tensor& hidden) {
   const int64_t n = kernels.tokens, tiles = divide_up(states.rows, n);
   at::Tensor out = at::zeros({tiles, states.columns, n}, at::kFloat);
   float* const data = out.mutable_data_ptr<float>();
-  at::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, tiles, 8, [&](int64_t begin, int64_t end) {
     std::vector<float> row(states.columns);
     for (int64_t t = begin * n; t < std::min(end * n, states.rows); ++t) {
       kernels.read(states, t, 1, row.data(), states.columns);

@@ -9,20 +9,20 @@
 
 namespace mappa {
 
-// A panel is a few slabs, prepared by the threads and then swept by all of them.
+// There are `panel` places for slabs. A slab is prepared in a place by one thread and read by any; whoever uses a place
+// again sees to it that nobody reads it any more.
 //
-// logits = W_slab h' and sum += W_slab' shares, for tiles of tokens. Shared by all threads; `prepare` is called for
-// each slab of a panel before that panel's products.
+// logits = W_slab h' and sum += W_slab' shares, for tiles of tokens.
 class Products {
  public:
   virtual ~Products() = default;
-  // Convert or transpose the slab that begins at vocabulary row `first` into the panel's place `index`.
-  virtual void prepare(int64_t index, int64_t first) = 0;
-  // logits [rows][tokens] of the slab at `index`, for tile `tile`.
-  virtual void logits(int64_t index, int64_t first, int64_t tile, float* logits) = 0;
+  // Convert or transpose the slab that begins at vocabulary row `first`.
+  virtual void prepare(int64_t place, int64_t first) = 0;
+  // logits [rows][tokens] of the slab at `place`, for tile `tile`.
+  virtual void logits(int64_t place, int64_t first, int64_t tile, float* logits) = 0;
   // sum [width][tokens] += slab' . shares [count][tokens]; `room` is scratch of the size of shares.
-  virtual void add_rows(int64_t index, int64_t first, int64_t count, const float* shares, float* room, float* sum) = 0;
-  // Called by each thread after its share of a panel.
+  virtual void add_rows(int64_t place, int64_t first, int64_t count, const float* shares, float* room, float* sum) = 0;
+  // Called by each thread when its work is done.
   virtual void release() {}
 };
 

@@ -28,8 +28,8 @@ bool has_bfloat16() {
   return has;
 }
 
-std::unique_ptr<Products> products(const Kernels& k, const at::Tensor& hidden, const at::Tensor& weight,
-                                   int64_t panel, bool transposed) {
+std::unique_ptr<Products> make_products(const Kernels& k, const at::Tensor& hidden, const at::Tensor& weight,
+                                        int64_t panel, bool transposed) {
   const auto path = bfloat16_choice.load();
   const bool emulate = path == BFloat16Path::emulated;
   const bool native = path == BFloat16Path::automatic && has_bfloat16();
@@ -37,6 +37,11 @@ std::unique_ptr<Products> products(const Kernels& k, const at::Tensor& hidden, c
     return bfloat16_products(k, hidden, weight, panel, transposed, emulate);
   return float32_products(k, hidden, weight, panel);
 }
+
+// With this many threads or fewer, packing the weight once per thread costs less than the threads' meeting.
+constexpr int64_t APART = 4;
+// Multiply-adds that are worth a thread: about a millisecond of them.
+constexpr int64_t SMALLEST_SHARE = 50'000'000;
 
 // The statistics of every tile, before any vocabulary row is seen.
 std::vector<TileState> initial_states(const Kernels& k, const at::Tensor& targets, const at::Tensor& scale) {
@@ -64,27 +69,57 @@ struct Sums {
   float* weighted_of(int64_t tile) const { return weighted ? weighted + tile * size : nullptr; }
 };
 
-void run_panel(const Kernels& k, Products& products, int64_t first, int64_t rows, std::vector<TileState>& states,
-               const Sums& sums, const at::Tensor& scratch) {
-  const int64_t slabs = divide_up(rows, k.rows), area = static_cast<int64_t>(k.rows) * k.tokens;
-  at::parallel_for(0, slabs, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t index = begin; index < end; ++index) products.prepare(index, first + index * k.rows);
-  });
-  at::parallel_for(0, states.size(), 1, [&](int64_t begin, int64_t end) {
+// The whole sweep's state, shared by its threads.
+struct Work {
+  const Kernels& k;
+  Products& products;
+  std::vector<TileState>& states;
+  const Sums& sums;
+  const at::Tensor scratch;  // of each thread: logits, e (z - maximum), room
+
+  // Vocabulary rows [first, first + count), which stand ready at `place`, against tiles [begin, end).
+  void take(int64_t place, int64_t first, int64_t count, int64_t begin, int64_t end) const {
+    const int64_t area = static_cast<int64_t>(k.rows) * k.tokens, width = sums.size / k.tokens;
     float* const logits = scratch.mutable_data_ptr<float>() + at::get_thread_num() * 3 * area;
     float *const weighted = sums.weighted ? logits + area : nullptr, *const room = logits + 2 * area;
-    for (int64_t index = 0; index < slabs; ++index)
-      for (int64_t tile = begin; tile < end; ++tile) {
-        const int64_t row = first + index * k.rows, count = std::min<int64_t>(k.rows, first + rows - row);
-        products.logits(index, row, tile, logits);
-        const bool rescale = k.update(states[tile], row, count, logits, weighted);
-        if (!sums.mean) continue;
-        if (rescale) k.rescale(states[tile], sums.size / k.tokens, sums.mean_of(tile), sums.weighted_of(tile));
-        products.add_rows(index, row, count, logits, room, sums.mean_of(tile));
-        if (weighted) products.add_rows(index, row, count, weighted, room, sums.weighted_of(tile));
-      }
-    products.release();
+    for (int64_t tile = begin; tile < end; ++tile) {
+      products.logits(place, first, tile, logits);
+      const bool rescale = k.update(states[tile], first, count, logits, weighted);
+      if (!sums.mean) continue;
+      if (rescale) k.rescale(states[tile], width, sums.mean_of(tile), sums.weighted_of(tile));
+      products.add_rows(place, first, count, logits, room, sums.mean_of(tile));
+      if (weighted) products.add_rows(place, first, count, weighted, room, sums.weighted_of(tile));
+    }
+  }
+};
+
+// Few threads: each prepares every slab for itself, and none ever waits for another.
+void sweep_apart(const Work& work, int64_t vocabulary, int64_t grain) {
+  at::parallel_for(0, work.states.size(), grain, [&](int64_t begin, int64_t end) {
+    for (int64_t first = 0; first < vocabulary; first += work.k.rows) {
+      const int64_t place = at::get_thread_num(), count = std::min<int64_t>(work.k.rows, vocabulary - first);
+      work.products.prepare(place, first);
+      work.take(place, first, count, begin, end);
+    }
+    work.products.release();
   });
+}
+
+// Many threads: they prepare a panel of slabs together, meet, and sweep it together.
+void sweep_together(const Work& work, int64_t vocabulary, int64_t panel) {
+  for (int64_t start = 0; start < vocabulary; start += panel * work.k.rows) {
+    const int64_t slabs = std::min(panel, divide_up(vocabulary - start, work.k.rows));
+    at::parallel_for(0, slabs, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t place = begin; place < end; ++place) work.products.prepare(place, start + place * work.k.rows);
+    });
+    at::parallel_for(0, work.states.size(), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t place = 0; place < slabs; ++place) {
+        const int64_t first = start + place * work.k.rows;
+        work.take(place, first, std::min<int64_t>(work.k.rows, vocabulary - first), begin, end);
+      }
+      work.products.release();
+    });
+  }
 }
 
 // Sums of one tile, [width][tokens], become directions, [tokens][width], in place.
@@ -113,9 +148,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, std::optional<at::Tensor>, std::o
     const at::Tensor& inverse_temperature, bool direction, bool entropy_direction) {
   const Kernels& k = kernels();
   const int64_t tokens = hidden.size(0), width = hidden.size(1), vocabulary = weight.size(0);
-  // A slab for each thread to prepare: few enough to stay in the caches, enough for the threads to meet seldom.
-  const int64_t panel = std::clamp<int64_t>(at::get_num_threads(), 1, 16);
-  const auto work = products(k, hidden, weight, panel, direction);
+  const int64_t threads = at::get_num_threads(), panel = std::clamp<int64_t>(threads, 1, 16);
+  const auto products = make_products(k, hidden, weight, panel, direction);
   std::vector<TileState> states = initial_states(k, targets, inverse_temperature);
   const int64_t tiles = states.size();
   at::Tensor mean, weighted;
@@ -123,9 +157,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, std::optional<at::Tensor>, std::o
   if (entropy_direction) weighted = at::zeros({tiles, width, k.tokens}, at::kFloat);
   const Sums sums{direction ? mean.data_ptr<float>() : nullptr,
                   entropy_direction ? weighted.data_ptr<float>() : nullptr, width * k.tokens};
-  const at::Tensor scratch = at::empty({at::get_num_threads(), 3, k.rows, k.tokens}, at::kFloat);
-  for (int64_t first = 0; first < vocabulary; first += panel * k.rows)
-    run_panel(k, *work, first, std::min<int64_t>(panel * k.rows, vocabulary - first), states, sums, scratch);
+  const Work work{k, *products, states, sums, at::empty({threads, 3, k.rows, k.tokens}, at::kFloat)};
+  if (threads <= APART) {
+    const int64_t tile_cost = std::max<int64_t>(1, vocabulary * width * k.tokens);
+    sweep_apart(work, vocabulary, divide_up(SMALLEST_SHARE, tile_cost));
+  } else {
+    sweep_together(work, vocabulary, panel);
+  }
 
   at::Tensor logprob = at::empty({tokens}, at::kFloat), entropy = at::empty({tokens}, at::kFloat);
   at::Tensor lse = at::empty({tokens}, at::kFloat);
@@ -139,7 +177,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, std::optional<at::Tensor>, std::o
     lse.data_ptr<float>()[t] = static_cast<float>(maximum + log_total);
   }
   if (direction)
-    at::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, tiles, 8, [&](int64_t begin, int64_t end) {
       for (int64_t tile = begin; tile < end; ++tile) finish_directions(k, matrix(weight), states[tile], sums, tile);
     });
   const auto rows = [&](const at::Tensor& tile_sums) -> std::optional<at::Tensor> {
