@@ -19,7 +19,7 @@ from mappa.observe.metrics import read_metrics
 from mappa.run import tasks_of_step
 from mappa.types import Task
 
-# DeepSpeed compiles an operator the first time it runs in an environment: about a minute on two idle cores.
+# Several runs to their end each, on cores that other tests may share.
 pytestmark = pytest.mark.timeout(600)
 
 ROOT = Path(__file__).resolve().parents[1]

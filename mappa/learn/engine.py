@@ -90,10 +90,17 @@ def _join(deepspeed: Any) -> None:
 
 
 def _deepspeed() -> Any:
-    """DeepSpeed, imported late and told to keep its notices to itself."""
+    """DeepSpeed, imported late, told to keep its notices to itself and to compile nothing.
+
+    Its CPU backend builds a shared-memory all-reduce for tensor-parallel inference whenever it starts: a minute, a
+    compiler, a line on stdout, and a lock file that a killed process leaves behind for the next to wait on. Nothing
+    here calls it; without it DeepSpeed takes gloo's.
+    """
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     import deepspeed
+    import deepspeed.comm.torch
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)
+    deepspeed.comm.torch.build_shm_op = lambda: None
     return deepspeed

@@ -36,7 +36,6 @@ def settings(folder: Path, **changes: object) -> LearnConfig:
     return replace(config, **changes)
 
 
-@pytest.mark.timeout(600)  # DeepSpeed compiles an operator the first time it runs in an environment
 @pytest.mark.parametrize("stage", [0, 1, 2])
 @pytest.mark.parametrize("first_layer", [0, 1])
 def test_eight_steps_equal_the_reference(tiny_model: Path, stage: int, first_layer: int) -> None:
