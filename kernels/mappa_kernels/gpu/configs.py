@@ -34,24 +34,42 @@ class Config:
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 """Bytes of shared memory one block may use."""
 
-# Candidates by kernel and architecture, the one to use unmeasured first. 128 x 256 with 8 warps keeps 128 accumulators
-# per thread and spills nothing; with 4 warps it does.
+# Candidates by kernel and architecture, the one to use unmeasured first. All of them keep every accumulator in a
+# register: `numerators` hold logits and numerators at once, so their tiles are half of those of `logits`.
 _SIXTEEN_BIT: dict[str, dict[str, tuple[Config, ...]]] = {
     "logits": {
-        "sm_80": (Config(128, 128, 64, 8, 3), Config(128, 256, 32, 8, 3), Config(64, 256, 64, 8, 3)),
-        "sm_90": (Config(128, 256, 64, 8, 3), Config(128, 128, 64, 4, 4), Config(128, 256, 64, 8, 4)),
-        "sm_100": (Config(128, 256, 64, 8, 3), Config(128, 128, 64, 4, 4), Config(128, 256, 64, 8, 4)),
-        "gfx942": (Config(128, 128, 64, 8, 2), Config(256, 128, 32, 8, 2), Config(128, 256, 32, 8, 2)),
+        "sm_80": (Config(128, 128, 64, 8, 3), Config(128, 128, 32, 8, 4)),
+        "sm_90": (Config(128, 256, 64, 8, 3), Config(128, 256, 64, 8, 4), Config(128, 128, 64, 8, 4)),
+        "sm_100": (Config(128, 128, 64, 8, 4), Config(128, 128, 64, 8, 3)),
+        "gfx942": (Config(128, 128, 64, 8, 2), Config(128, 128, 32, 8, 2)),
+    },
+    "numerators": {
+        "sm_80": (Config(64, 128, 64, 8, 4),),
+        "sm_90": (Config(128, 128, 64, 8, 4), Config(64, 256, 64, 8, 3)),
+        "sm_100": (Config(128, 128, 64, 8, 4), Config(64, 256, 64, 8, 3)),
+        "gfx942": (Config(128, 128, 64, 8, 2), Config(64, 128, 64, 8, 2)),
+    },
+    "weighted": {
+        "sm_80": (Config(64, 128, 64, 8, 3),),
+        "sm_90": (Config(64, 64, 64, 4, 4),),
+        "sm_100": (Config(64, 128, 64, 8, 3),),
+        "gfx942": (Config(64, 128, 64, 8, 2),),
     },
     "accumulate": {
         "sm_80": (Config(128, 128, 64, 8, 3),),
-        "sm_90": (Config(128, 256, 64, 8, 3),),
-        "sm_100": (Config(128, 256, 64, 8, 3),),
+        "sm_90": (Config(128, 128, 64, 8, 4),),
+        "sm_100": (Config(128, 128, 64, 8, 4),),
         "gfx942": (Config(128, 128, 64, 8, 2),),
+    },
+    "accumulate weighted": {
+        "sm_80": (Config(64, 128, 64, 8, 3),),
+        "sm_90": (Config(128, 128, 64, 8, 4),),
+        "sm_100": (Config(64, 128, 64, 8, 3),),
+        "gfx942": (Config(64, 128, 64, 8, 2),),
     },
 }
 # fp32 goes through the plain multiply-add units: small tiles.
-_FLOAT32 = (Config(64, 64, 32, 4, 2),)
+_FLOAT32 = (Config(64, 64, 32, 8, 2),)
 # The interpreter runs program by program in Python.
 _INTERPRETED = (Config(32, 64, 32, 4, 1),)
 
@@ -59,7 +77,11 @@ _tuned: dict[tuple[str, str, torch.dtype, int], Config] = {}
 
 
 def config(kernel: str, dtype: torch.dtype, width: int, device: torch.device) -> Config:
-    """The configuration of `kernel` for rows of `width` elements of `dtype`."""
+    """The configuration of `kernel` for rows of `width` elements of `dtype`.
+
+    logits: statistics alone; numerators: e too; weighted: e and e x; accumulate, accumulate weighted: the second
+    product with e and with e x.
+    """
     where = architecture(device)
     return _tuned.get((kernel, where, dtype, width), candidates(kernel, dtype, where)[0])
 
@@ -75,7 +97,7 @@ def tune(kernel: str, dtype: torch.dtype, width: int, device: torch.device, run:
     """Time `run` under each candidate and use the fastest from now on. `run` must leave its inputs as they are."""
     from triton.testing import do_bench
 
-    if kernel == "accumulate":
+    if kernel.startswith("accumulate"):
         raise ValueError("kernel: accumulate adds to its input; running it to measure it would change the result")
     where = architecture(device)
     timed = {one: do_bench(functools.partial(run, one)) for one in candidates(kernel, dtype, where)}

@@ -193,7 +193,7 @@ def _shrink(x: Tensor, matrices: Tensor, low: Tensor, tiles: _Tiles, scale: floa
     shrink[(len(tiles.roles),)](
         x, matrices, low, tiles.roles, tiles.starts, tiles.stops, scale, x.shape[1], rank, x.stride(0),
         matrices.stride(0), stride_r, stride_k, low.stride(0),
-        RANK=_padded(rank), ROWS=ROWS, INNER=64, PRECISION=_precision(),
+        RANK=_padded(rank), ROWS=ROWS, INNER=inner(rank), PRECISION=_precision(),
         num_warps=4, num_stages=3,
     )  # fmt: skip
 
@@ -203,10 +203,12 @@ def _expand(low: Tensor, matrices: Tensor, base: Tensor, out: Tensor, tiles: _Ti
     if not len(out):
         return
     width = out.shape[1]
-    expand[(len(tiles.roles), triton.cdiv(width, 128))](
+    block = columns(low.shape[1])
+    expand[(len(tiles.roles), triton.cdiv(width, block))](
         low, matrices, base, out, tiles.roles, tiles.starts, tiles.stops, width, low.shape[1], low.stride(0),
         matrices.stride(0), matrices.stride(1), matrices.stride(2), out.stride(0),
-        ADD=True, RANK=_padded(low.shape[1]), ROWS=ROWS, COLUMNS=128, PRECISION=_precision(), num_warps=4, num_stages=2,
+        ADD=True, RANK=_padded(low.shape[1]), ROWS=ROWS, COLUMNS=block, PRECISION=_precision(),
+        num_warps=4, num_stages=2,
     )  # fmt: skip
 
 
@@ -216,9 +218,10 @@ def _reduce(low: Tensor, x: Tensor, tiles: _Tiles, roles: int, dtype: torch.dtyp
     spans = torch.tensor(tiles.spans or [(0, 0, 0)], dtype=torch.int32, device=x.device).T.contiguous()
     sums = torch.zeros(len(spans[0]), rank, width, device=x.device)
     if tiles.spans:
-        reduce[(len(tiles.spans), triton.cdiv(width, 128))](
+        block = columns(rank)
+        reduce[(len(tiles.spans), triton.cdiv(width, block))](
             low, x, sums, spans[1], spans[2], width, rank, low.stride(0), x.stride(0),
-            TYPE=TYPES[dtype], RANK=_padded(rank), ROWS=ROWS, TILES=SPAN, COLUMNS=128, PRECISION=_precision(),
+            TYPE=TYPES[dtype], RANK=_padded(rank), ROWS=ROWS, TILES=SPAN, COLUMNS=block, PRECISION=_precision(),
             num_warps=4, num_stages=2,
         )  # fmt: skip
     of_role = [[i for i, span in enumerate(tiles.spans) if span[0] == role] for role in range(roles)]
@@ -231,6 +234,16 @@ def _precision() -> str:
     if dispatch.interpreting():
         return "ieee"
     return "bf16x3" if torch.version.hip else "tf32x3"
+
+
+def columns(rank: int) -> int:
+    """Columns of an output tile: what three TF32 products per pair leave room for in the registers."""
+    return 128 if rank <= 32 else 64
+
+
+def inner(rank: int) -> int:
+    """Step of `shrink` along x's width, likewise."""
+    return 64 if rank <= 32 else 32
 
 
 def _padded(rank: int) -> int:

@@ -70,9 +70,9 @@ def cases(where: str) -> list[Case]:
     products = [
         case
         for dtype in TYPES
-        for kind, build in (("logits", _logits), ("accumulate", _accumulate))
+        for kind in ("logits", "numerators", "weighted", "accumulate", "accumulate weighted")
         for config in candidates(kind, dtype, where)
-        for case in build(dtype, config)
+        for case in (_accumulate if kind.startswith("accumulate") else _logits)(kind, dtype, config)
     ]
     return [*products, *_small(where)]
 
@@ -89,7 +89,7 @@ def compiled(case: Case, where: str) -> Compiled:
     options = {"num_warps": case.warps, "num_stages": case.stages}
     result = triton.compile(source, target=TARGETS[where], options=options)
     if where.startswith("gfx"):
-        return _from_amd(result.asm["amdgcn"])
+        return _from_amd(result.asm["amdgcn"], result.metadata.shared)
     return _from_nvidia(result.asm["cubin"], result.asm["ptx"], result.metadata.shared)
 
 
@@ -102,11 +102,11 @@ def _from_nvidia(cubin: bytes, ptx: str, shared: int) -> Compiled:
     return Compiled(_number(r"REG:(\d+)", report), _number(r"STACK:(\d+)", report), shared, ptx)
 
 
-def _from_amd(assembly: str) -> Compiled:
+def _from_amd(assembly: str, shared: int) -> Compiled:
     return Compiled(
         registers=_number(r"\.vgpr_count:\s*(\d+)", assembly),
         stack=_number(r"\.private_segment_fixed_size:\s*(\d+)", assembly),
-        shared=_number(r"\.group_segment_fixed_size:\s*(\d+)", assembly),
+        shared=shared,
         assembly=assembly,
     )
 
@@ -130,61 +130,47 @@ def _case(
     return Case(label, kernel, arguments, {**constants, **tile}, config.warps, config.stages, product=True)
 
 
-def _logits(dtype: torch.dtype, config: Config) -> list[Case]:
+def _logits(kind: str, dtype: torch.dtype, config: Config) -> list[Case]:
     d = TYPES[dtype]
     common = f"hidden:*{d} weight:*{d} targets:*i64 scale:*fp32 tokens:i32 vocabulary:i32 first:i32 last:i32 width:i32"
     strides = "stride_h:i32 stride_w:i32"
     own = f"shares:*{d} weighted_shares:*{d} shifts:*fp32 totals:*fp32 weighted:*fp32 at_target:*fp32 stride_s:i32"
     gradient = f"lse:*fp32 entropy:*fp32 grad_logprob:*fp32 grad_entropy:*fp32 out:*{d} stride_o:i32"
-    kept = [(False, False), (True, False), (True, True)]
+    constants = {"KEEP": kind != "logits", "KEEP_WEIGHTED": kind == "weighted"}
+    first = _case(f"{kind} {d}", sweep_kernels.logits, f"{common} {strides} {own}", constants, config)
+    if kind != "numerators":
+        return [first]
     return [
-        *(
-            _case(
-                f"logits {d}{' keep' * keep}{' weighted' * extra}",
-                sweep_kernels.logits,
-                f"{common} {strides} {own}",
-                {"KEEP": keep, "KEEP_WEIGHTED": extra},
-                config,
-            )
-            for keep, extra in kept
-        ),
+        first,
         _case(f"coefficients {d}", sweep_kernels.coefficients, f"{common} {strides} {gradient}", {}, config),
     ]
 
 
-def _accumulate(dtype: torch.dtype, config: Config) -> list[Case]:
+def _accumulate(kind: str, dtype: torch.dtype, config: Config) -> list[Case]:
     d = TYPES[dtype]
     types = (
         f"left:*{d} right:*{d} sums:*fp32 extra_left:*{d} extra_sums:*fp32 drops:*fp32 carry:*fp32 "
         "rows:i32 columns:i32 depth:i32 stride_r:i32"
     )
-    shifted = [("", True, False), (" weighted", True, True)]
-    return [
-        *(
-            _case(
-                f"accumulate {d}{label}",
-                sweep_kernels.accumulate,
-                f"{types} stride_lr:i32",
-                {"SPAN": 256, "SHIFTED": shift, "WEIGHTED": weighted, "stride_ld": 1},
-                config,
-            )
-            for label, shift, weighted in shifted
-        ),
-        _case(
-            f"accumulate {d} transposed",
-            sweep_kernels.accumulate,
-            f"{types} stride_ld:i32",
-            {"SPAN": 1, "SHIFTED": False, "WEIGHTED": False, "stride_lr": 1},
-            config,
-        ),
-    ]
+    weighted = kind == "accumulate weighted"
+    shifted = {"SPAN": 256, "SHIFTED": True, "WEIGHTED": weighted, "stride_ld": 1}
+    plain = {"SPAN": 1, "SHIFTED": False, "WEIGHTED": False, "stride_lr": 1}
+    kernel = sweep_kernels.accumulate
+    first = _case(f"{kind} {d}", kernel, f"{types} stride_lr:i32", shifted, config)
+    # Without shifts it multiplies the transposed coefficients: the weight's gradient.
+    return (
+        [first]
+        if weighted
+        else [first, _case(f"{kind} {d} transposed", kernel, f"{types} stride_ld:i32", plain, config)]
+    )
 
 
 def _small(where: str) -> list[Case]:
     """The kernels that move data more than they compute."""
     token_tiles = "roles:*i32 starts:*i32 stops:*i32"
     precision = "bf16x3" if where.startswith("gfx") else "tf32x3"
-    ranks = [{"RANK": rank, "ROWS": lora.ROWS, "PRECISION": precision} for rank in (16, 64)]
+    low_rank = {"ROWS": lora.ROWS, "PRECISION": precision}
+    ranks = (16, 64)
     return [
         _case(
             "merge",
@@ -225,31 +211,31 @@ def _small(where: str) -> list[Case]:
         ),
         *(
             _case(
-                f"shrink r{rank['RANK']}",
+                f"shrink r{rank}",
                 lora.shrink,
                 f"x:*bf16 matrices:*fp32 low:*fp32 {token_tiles} scale:fp32 width:i32 rank:i32 stride_x:i32 "
                 "stride_m:i32 stride_mr:i32 stride_l:i32",
-                {**rank, "INNER": 64, "stride_mk": 1},
+                {**low_rank, "RANK": rank, "INNER": lora.inner(rank), "stride_mk": 1},
                 stages=3,
             )
             for rank in ranks
         ),
         *(
             _case(
-                f"expand r{rank['RANK']}",
+                f"expand r{rank}",
                 lora.expand,
                 f"low:*fp32 matrices:*fp32 base:*bf16 out:*bf16 {token_tiles} width:i32 rank:i32 stride_l:i32 "
                 "stride_m:i32 stride_mk:i32 stride_o:i32",
-                {**rank, "ADD": True, "COLUMNS": 128, "stride_mr": 1},
+                {**low_rank, "RANK": rank, "ADD": True, "COLUMNS": lora.columns(rank), "stride_mr": 1},
             )
             for rank in ranks
         ),
         *(
             _case(
-                f"reduce r{rank['RANK']}",
+                f"reduce r{rank}",
                 lora.reduce,
                 "low:*fp32 x:*bf16 sums:*fp32 spans:*i32 stops:*i32 width:i32 rank:i32 stride_l:i32 stride_x:i32",
-                {**rank, "TILES": lora.SPAN, "COLUMNS": 128, "TYPE": tl.float32},
+                {**low_rank, "RANK": rank, "TILES": lora.SPAN, "COLUMNS": lora.columns(rank), "TYPE": tl.float32},
             )
             for rank in ranks
         ),

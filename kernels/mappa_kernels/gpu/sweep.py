@@ -84,7 +84,8 @@ class _Chunk:
     ) -> None:
         self.hidden, self.weight, self.targets, self.scale = hidden, weight, targets, scale
         self.tokens, self.device = len(hidden), hidden.device
-        self.config = config("logits", hidden.dtype, hidden.shape[1], hidden.device)
+        kind = "weighted" if entropy_direction else "numerators" if direction else "logits"
+        self.config = config(kind, hidden.dtype, hidden.shape[1], hidden.device)
         self.shift = self._floats(fill=-torch.inf)
         self.total, self.weighted = (self._floats(dtype=torch.float64) for _ in range(2))
         self.at_target, self.carry = self._floats(), self._floats()
@@ -159,7 +160,8 @@ def _accumulate(
     extra_sums: Tensor | None = None,
 ) -> None:
     """sums += left right, in place; the shifts and the weighted form as in the kernel."""
-    c = config("accumulate", right.dtype, right.shape[1], right.device)
+    kind = "accumulate" if extra_left is None else "accumulate weighted"
+    c = config(kind, right.dtype, right.shape[1], right.device)
     if drops is not None and span % c.inner:
         raise ValueError(f"a step of {c.inner} columns would cross tiles of {span}")
     kernels.accumulate[_grid(len(left), right.shape[1], c)](
@@ -174,7 +176,7 @@ def _accumulate(
 
 
 def _coefficients(hidden: Tensor, weight: Tensor, per_token: list[Tensor], columns: slice) -> Tensor:
-    size, c = columns.stop - columns.start, config("logits", hidden.dtype, hidden.shape[1], hidden.device)
+    size, c = columns.stop - columns.start, config("numerators", hidden.dtype, hidden.shape[1], hidden.device)
     out = torch.empty(len(hidden), size, device=hidden.device, dtype=hidden.dtype)
     if len(hidden):
         kernels.coefficients[_grid(len(hidden), size, c)](

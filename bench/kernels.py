@@ -1,0 +1,243 @@
+"""The kernels against their peers: CPU time, memory, and what the GPU kernels compile to.
+
+python -m bench.kernels [--quick] [--json PATH] [--offline]
+
+CPU time is the process's, medians of rounds in which every candidate takes its turn. Memory is the rise of the
+process's resident memory while one call runs, its result included. With --json, plots are written beside it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import mappa_kernels
+from bench.harness import Row, Timing, compare, environment, finish, interleave, parser, peak_memory, unmeasured
+from bench.parts import kernel_peers as peers
+from bench.parts.kernel_peers import Head, Unavailable
+from mappa_kernels import grouped_lora, linear_logprob, process_advantage
+
+PACKAGES = ("torch", "triton", "liger-kernel", "cut-cross-entropy")
+MS = 1e3
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Tokens x width x vocabulary, and the goals for it: forward and gradient against naive."""
+
+    tokens: int
+    width: int
+    vocabulary: int
+    forward: str
+    gradient: str
+
+    def __str__(self) -> str:
+        return f"{self.tokens}x{self.width}x{self.vocabulary}"
+
+
+FULL = (Shape(512, 1024, 151936, ">= 1.7", ">= 2.3"), Shape(2048, 576, 49152, ">= 2.8", ">= 3.5"))
+QUICK = (Shape(64, 256, 8192, "", ""), Shape(96, 192, 4096, "", ""))
+
+
+def main() -> None:
+    options = parser("kernels against their peers")
+    options.add_argument("--offline", action="store_true", help="compile the GPU kernels for every architecture")
+    arguments = options.parse_args()
+    if arguments.offline:
+        from bench.parts.kernel_offline import report
+
+        report(quick=arguments.quick)
+        return
+    env = {**environment(PACKAGES), "threads": torch.get_num_threads(), **_core()}
+    rows: list[Row] = []
+    for shape in QUICK if arguments.quick else FULL:
+        rows += head_rows(shape, quick=arguments.quick)
+    rows += fp32_rows(QUICK[1] if arguments.quick else FULL[1], quick=arguments.quick)
+    rows += advantage_rows(quick=arguments.quick)
+    rows += lora_rows(quick=arguments.quick)
+    rows.append(unmeasured("everything on a GPU", "naive, Liger, cut-cross-entropy", _no_gpu()))
+    finish("kernels", rows, arguments.json, env)
+    if arguments.json is not None:
+        from bench.parts.kernel_plots import draw
+
+        draw(rows, arguments.json)
+
+
+def head_rows(shape: Shape, *, quick: bool) -> list[Row]:
+    """Everything about one bf16 head: against naive, against its own matrix products, against other libraries."""
+    head = Head.random(shape.tokens, shape.width, shape.vocabulary, torch.bfloat16)
+    quarter = head.part(shape.tokens // 4)
+    timed = interleave(
+        {
+            "forward": lambda: forward(head),
+            "gradient": lambda: gradient(head),
+            "quarter": lambda: gradient(quarter),
+            "naive forward": lambda: peers.naive_forward(head),
+            "naive gradient": lambda: peers.naive_backward(head),
+            **_products(head),
+        },
+        repeats=2 if quick else 3,
+    )
+    what = {"forward": f"log-prob + entropy, bf16 {shape}", "gradient": f"log-prob + entropy + gradient, bf16 {shape}"}
+    rows = [
+        _cpu(what["forward"], timed, "forward", "naive forward", shape.forward),
+        _cpu(what["gradient"], timed, "gradient", "naive gradient", shape.gradient),
+    ]
+    memory = "" if quick else "<= 0.01"
+    rows.append(_memory(what["forward"], lambda: forward(head), lambda: peers.naive_forward(head), memory))
+    rows.append(_memory(what["gradient"], lambda: gradient(head), lambda: peers.naive_backward(head), memory))
+    limit = "" if quick else "<= 1.10"
+    for dtype in ("bf16", "fp32"):
+        note = f"h @ W.T in {dtype}"
+        rows.append(_cpu(what["forward"], timed, "forward", f"gemm {dtype}", limit, note))
+        rows.append(_cpu(what["gradient"], timed, "gradient", f"gemms {dtype}", limit, note + " and p @ W"))
+    some = "" if quick else ">= 3.5"
+    rows.append(_cpu(f"a quarter of the tokens, bf16 {shape}", timed, "quarter", "gradient", some, "all tokens"))
+    return rows + [_peer_row(what["gradient"], head, name, build, quick=quick) for name, build in PEERS.items()]
+
+
+PEERS: dict[str, Callable[[Head], peers.Run]] = {
+    "chunks, recomputed": lambda head: lambda: peers.checkpointed(head),
+    "Liger, chunked log-prob": peers.liger,
+    "cut-cross-entropy, compiled": peers.cut_cross_entropy,
+    "F.linear_cross_entropy": peers.torch_linear_cross_entropy,
+}
+
+
+def _products(head: Head) -> dict[str, peers.Run]:
+    """The bare matrix products inside the forward and inside forward + backward, in both types."""
+    wide = (head.hidden.float(), head.weight.float())
+    shares = torch.rand(len(head.hidden), len(head.weight))
+    narrow = shares.bfloat16()
+    return {
+        "gemm bf16": lambda: head.hidden @ head.weight.T,
+        "gemms bf16": lambda: (head.hidden @ head.weight.T, narrow @ head.weight),
+        "gemm fp32": lambda: wide[0] @ wide[1].T,
+        "gemms fp32": lambda: (wide[0] @ wide[1].T, shares @ wide[1]),
+    }
+
+
+def _peer_row(what: str, head: Head, name: str, build: Callable[[Head], peers.Run], *, quick: bool) -> Row:
+    goal = ">= 1"
+    if quick and name.startswith("cut"):
+        return unmeasured(what, name, "compiles for a minute; left out of --quick", goal)
+    try:
+        run = build(head)
+    except Unavailable as reason:
+        return unmeasured(what, name, str(reason), goal)
+    timed = interleave({"gradient": lambda: gradient(head), name: run}, repeats=1)
+    return _cpu(what, timed, "gradient", name, "" if quick else goal)
+
+
+def fp32_rows(shape: Shape, *, quick: bool) -> list[Row]:
+    """The fp32 forward must not lose to naive while it saves the memory."""
+    head = Head.random(shape.tokens, shape.width, shape.vocabulary, torch.float32)
+    timed = interleave(
+        {"forward": lambda: forward(head), "naive": lambda: peers.naive_forward(head)}, repeats=2 if quick else 5
+    )
+    what = f"log-prob + entropy, fp32 {shape}"
+    memory = _memory(what, lambda: forward(head), lambda: peers.naive_forward(head), "" if quick else "<= 0.02")
+    return [_cpu(what, timed, "forward", "naive", "" if quick else ">= 1"), memory]
+
+
+def advantage_rows(*, quick: bool) -> list[Row]:
+    """32,768 tokens of 164 actions of very different lengths, 4 groups."""
+    tokens, actions = (4096, 24) if quick else (32768, 164)
+    generator = torch.Generator().manual_seed(0)
+    cuts = torch.randperm(tokens - 1, generator=generator)[: actions - 1].sort().values + 1
+    offsets = torch.cat((torch.zeros(1, dtype=torch.long), cuts, torch.tensor([tokens])))
+    scores, groups = torch.rand(actions, generator=generator), torch.randint(0, 4, (actions,), generator=generator)
+    kl = torch.randn(tokens, generator=generator) * 0.1
+    many = 50  # calls in one measurement, which else would be shorter than the clock is fine
+
+    def ours() -> None:
+        for _ in range(many):
+            process_advantage(scores, offsets, groups, kl=kl, beta=0.01, n_groups=4)
+
+    others = {"token by token": peers.loop_over_tokens, "step by step over [A, longest]": peers.loop_over_steps}
+    runs = {name: (lambda run=run: run(scores, offsets, groups, kl, 0.01, 4)) for name, run in others.items()}
+    timed = interleave({"ours": ours, **runs}, repeats=3 if quick else 7)
+    mine, what = timed["ours"].cpu / many * MS, f"process_advantage, {tokens} tokens, {actions} actions"
+    goal = "" if quick else ">= 100"
+    rows = [compare(what, mine, timed[name].cpu * MS, f"Python loop, {name}", "ms CPU", goal) for name in others]
+    return [*rows, compare(what, mine, 0.5, "the limit set", "ms CPU", "" if quick else "<= 1")]
+
+
+def lora_rows(*, quick: bool) -> list[Row]:
+    """Forward and backward of 8 roles over 576 -> 1536, rank 16."""
+    roles, tokens, width, out, rank = (8, 512, 128, 256, 16) if quick else (8, 4096, 576, 1536, 16)
+    rows = []
+    for dtype in (torch.float32, torch.bfloat16):
+        step = tokens // roles
+        generator = torch.Generator().manual_seed(0)
+
+        def leaf(*shape: int, dtype: torch.dtype = torch.float32, generator: torch.Generator = generator) -> Tensor:
+            return torch.randn(*shape, generator=generator).to(dtype).requires_grad_()
+
+        x, base = leaf(tokens, width, dtype=dtype), leaf(tokens, out, dtype=dtype)
+        grad = torch.randn(tokens, out, generator=generator).to(dtype)
+        down, up = [leaf(rank, width) for _ in range(roles)], [leaf(out, rank) for _ in range(roles)]
+        role_of = torch.arange(tokens) // step
+        offsets = list(range(0, tokens + 1, step))
+        leaves = [x, base, *down, *up]
+
+        def ours(a: tuple = (x, down, up, offsets, 2.0, base), g: Tensor = grad, to: list = leaves) -> object:
+            return torch.autograd.grad(grouped_lora(*a), to, g)
+
+        def masks(a: tuple = (x, down, up, role_of, 2.0, base), g: Tensor = grad, to: list = leaves) -> object:
+            return torch.autograd.grad(peers.lora_by_masks(*a), to, g)
+
+        timed = interleave({"ours": ours, "masks": masks}, repeats=3 if quick else 15, warmup=2)
+        name = str(dtype).removeprefix("torch.")
+        what = f"grouped_lora forward + backward, {name} x, {roles} roles, {tokens}x{width}->{out}, r={rank}"
+        goal = "" if quick else ">= 1.5"
+        rows.append(_cpu(what, timed, "ours", "masks", goal, "a loop over roles with masks"))
+    return rows
+
+
+def forward(head: Head) -> object:
+    """Our forward: log-prob and entropy."""
+    with torch.no_grad():
+        return linear_logprob(head.hidden, head.weight, head.targets, entropy=True)
+
+
+def gradient(head: Head) -> Tensor:
+    """Our forward and backward: log-prob, entropy, and the gradient in the hidden states."""
+
+    def logprob(hidden: Tensor) -> Tensor:
+        return linear_logprob(hidden, head.weight, head.targets, entropy=True)[0]
+
+    return head.backward(logprob)
+
+
+def _cpu(what: str, timed: dict[str, Timing], ours: str, peer: str, goal: str, name: str = "") -> Row:
+    return compare(what, timed[ours].cpu * MS, timed[peer].cpu * MS, name or peer, "ms CPU", goal)
+
+
+def _memory(what: str, ours: peers.Run, peer: peers.Run, goal: str) -> Row:
+    mine, theirs = (peak_memory(run) / 1e6 for run in (ours, peer))
+    return compare(f"{what}: memory", mine, theirs, "naive", "MB", goal)
+
+
+def _core() -> dict[str, str]:
+    """What the C++ kernels run on, or that there are none."""
+    if mappa_kernels.why_not("cpu", "linear_logprob", "cpu", torch.float32) is not None:
+        return {"core": "not built: these are the figures of the reference"}
+    from mappa_kernels import cpu
+
+    return cpu.description()
+
+
+def _no_gpu() -> str:
+    if torch.cuda.is_available():
+        return "this program measures CPU time; run it under a GPU profiler for the rest"
+    return "no GPU here: see --offline for what the kernels compile to"
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    main()
