@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -98,9 +99,9 @@ def _deepspeed() -> Any:
     """
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     import deepspeed
-    import deepspeed.comm.torch
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)
-    deepspeed.comm.torch.build_shm_op = lambda: None
+    # By its full name: the attribute deepspeed.comm.torch is torch itself.
+    import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
     return deepspeed
