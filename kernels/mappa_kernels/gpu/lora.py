@@ -194,7 +194,7 @@ def _shrink(x: Tensor, matrices: Tensor, low: Tensor, tiles: _Tiles, scale: floa
         x, matrices, low, tiles.roles, tiles.starts, tiles.stops, scale, x.shape[1], rank, x.stride(0),
         matrices.stride(0), stride_r, stride_k, low.stride(0),
         RANK=_padded(rank), ROWS=ROWS, INNER=inner(rank), PRECISION=_precision(),
-        num_warps=4, num_stages=3,
+        num_warps=warps(rank), num_stages=3,
     )  # fmt: skip
 
 
@@ -208,7 +208,7 @@ def _expand(low: Tensor, matrices: Tensor, base: Tensor, out: Tensor, tiles: _Ti
         low, matrices, base, out, tiles.roles, tiles.starts, tiles.stops, width, low.shape[1], low.stride(0),
         matrices.stride(0), matrices.stride(1), matrices.stride(2), out.stride(0),
         ADD=True, RANK=_padded(low.shape[1]), ROWS=ROWS, COLUMNS=block, PRECISION=_precision(),
-        num_warps=4, num_stages=2,
+        num_warps=warps(low.shape[1]), num_stages=2,
     )  # fmt: skip
 
 
@@ -222,7 +222,7 @@ def _reduce(low: Tensor, x: Tensor, tiles: _Tiles, roles: int, dtype: torch.dtyp
         reduce[(len(tiles.spans), triton.cdiv(width, block))](
             low, x, sums, spans[1], spans[2], width, rank, low.stride(0), x.stride(0),
             TYPE=TYPES[dtype], RANK=_padded(rank), ROWS=ROWS, TILES=SPAN, COLUMNS=block, PRECISION=_precision(),
-            num_warps=4, num_stages=2,
+            num_warps=warps(rank), num_stages=2,
         )  # fmt: skip
     of_role = [[i for i, span in enumerate(tiles.spans) if span[0] == role] for role in range(roles)]
     totals = [sums[own[0] : own[-1] + 1].sum(0) if own else sums.new_zeros(rank, width) for own in of_role]
@@ -238,7 +238,12 @@ def _precision() -> str:
 
 def columns(rank: int) -> int:
     """Columns of an output tile: what three TF32 products per pair leave room for in the registers."""
-    return 128 if rank <= 32 else 64
+    return 128 if rank <= 32 else 32
+
+
+def warps(rank: int) -> int:
+    """Warps of a program, likewise."""
+    return 4 if rank <= 32 else 8
 
 
 def inner(rank: int) -> int:

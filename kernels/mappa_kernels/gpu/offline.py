@@ -216,6 +216,7 @@ def _small(where: str) -> list[Case]:
                 f"x:*bf16 matrices:*fp32 low:*fp32 {token_tiles} scale:fp32 width:i32 rank:i32 stride_x:i32 "
                 "stride_m:i32 stride_mr:i32 stride_l:i32",
                 {**low_rank, "RANK": rank, "INNER": lora.inner(rank), "stride_mk": 1},
+                warps=lora.warps(rank),
                 stages=3,
             )
             for rank in ranks
@@ -227,6 +228,7 @@ def _small(where: str) -> list[Case]:
                 f"low:*fp32 matrices:*fp32 base:*bf16 out:*bf16 {token_tiles} width:i32 rank:i32 stride_l:i32 "
                 "stride_m:i32 stride_mk:i32 stride_o:i32",
                 {**low_rank, "RANK": rank, "ADD": True, "COLUMNS": lora.columns(rank), "stride_mr": 1},
+                warps=lora.warps(rank),
             )
             for rank in ranks
         ),
@@ -236,6 +238,7 @@ def _small(where: str) -> list[Case]:
                 lora.reduce,
                 "low:*fp32 x:*bf16 sums:*fp32 spans:*i32 stops:*i32 width:i32 rank:i32 stride_l:i32 stride_x:i32",
                 {**low_rank, "RANK": rank, "TILES": lora.SPAN, "COLUMNS": lora.columns(rank), "TYPE": tl.float32},
+                warps=lora.warps(rank),
             )
             for rank in ranks
         ),
