@@ -113,7 +113,7 @@ PENGUINS = {
         + "train = pd.read_csv('train.csv', index_col='id')\ny = train.pop('species')\ny.to_pickle('y_train.pkl')\n"
         "train.to_pickle('X_train.pkl')\npd.read_csv('test.csv', index_col='id').to_pickle('X_test.pkl')",
         "text columns left: island, sex",
-        8.0,
+        6.0,
     ),
     "not a model": ("modeler", IMPORT + "pd.to_pickle('model', 'model.pkl')", "model.pkl holds a str", 4.0),
     "a regressor for classes": (
@@ -141,7 +141,7 @@ PENGUINS = {
         "analyst",
         "import shutil\nshutil.copy('sample_submission.csv', 'submission.csv')",
         "no better than the baseline",
-        7.0,
+        6.0,
     ),
 }
 
