@@ -46,6 +46,7 @@ QUICK = (Shape(64, 256, 8192, "", ""), Shape(96, 192, 4096, "", ""))
 def main() -> None:
     options = parser("kernels against their peers")
     options.add_argument("--offline", action="store_true", help="compile the GPU kernels for every architecture")
+    options.add_argument("--only", choices=SECTIONS, help="measure one part alone")
     arguments = options.parse_args()
     if arguments.offline:
         from bench.parts.kernel_offline import report
@@ -54,11 +55,10 @@ def main() -> None:
         return
     env = {**environment(PACKAGES), "threads": torch.get_num_threads(), **_core()}
     rows: list[Row] = []
-    for shape in QUICK if arguments.quick else FULL:
-        rows += head_rows(shape, quick=arguments.quick)
-    rows += fp32_rows(QUICK[1] if arguments.quick else FULL[1], quick=arguments.quick)
-    rows += advantage_rows(quick=arguments.quick)
-    rows += lora_rows(quick=arguments.quick)
+    for name, section in SECTIONS.items():
+        if arguments.only in (None, name):
+            rows += section(quick=arguments.quick)
+            print(f"{name}: done", flush=True)
     rows.append(unmeasured("everything on a GPU", "naive, Liger, cut-cross-entropy", _no_gpu()))
     finish("kernels", rows, arguments.json, env)
     if arguments.json is not None:
@@ -81,6 +81,7 @@ def head_rows(shape: Shape, *, quick: bool) -> list[Row]:
             **_products(head),
         },
         repeats=2 if quick else 3,
+        warmup=1 if quick else 0,
     )
     what = {"forward": f"log-prob + entropy, bf16 {shape}", "gradient": f"log-prob + entropy + gradient, bf16 {shape}"}
     rows = [
@@ -126,15 +127,17 @@ def _peer_row(what: str, head: Head, name: str, build: Callable[[Head], peers.Ru
     if quick and name.startswith("cut"):
         return unmeasured(what, name, "compiles for a minute; left out of --quick", goal)
     try:
+        build(head.part(16))()  # imports and compiles
         run = build(head)
     except Unavailable as reason:
         return unmeasured(what, name, str(reason), goal)
-    timed = interleave({"gradient": lambda: gradient(head), name: run}, repeats=1)
+    timed = interleave({"gradient": lambda: gradient(head), name: run}, repeats=1, warmup=0)
     return _cpu(what, timed, "gradient", name, "" if quick else goal)
 
 
-def fp32_rows(shape: Shape, *, quick: bool) -> list[Row]:
+def fp32_rows(*, quick: bool) -> list[Row]:
     """The fp32 forward must not lose to naive while it saves the memory."""
+    shape = (QUICK if quick else FULL)[1]
     head = Head.random(shape.tokens, shape.width, shape.vocabulary, torch.float32)
     timed = interleave(
         {"forward": lambda: forward(head), "naive": lambda: peers.naive_forward(head)}, repeats=2 if quick else 5
@@ -212,6 +215,15 @@ def gradient(head: Head) -> Tensor:
         return linear_logprob(hidden, head.weight, head.targets, entropy=True)[0]
 
     return head.backward(logprob)
+
+
+SECTIONS: dict[str, Callable[..., list[Row]]] = {
+    "wide": lambda *, quick: head_rows((QUICK if quick else FULL)[0], quick=quick),
+    "long": lambda *, quick: head_rows((QUICK if quick else FULL)[1], quick=quick),
+    "fp32": fp32_rows,
+    "advantage": advantage_rows,
+    "lora": lora_rows,
+}
 
 
 def _cpu(what: str, timed: dict[str, Timing], ours: str, peer: str, goal: str, name: str = "") -> Row:

@@ -108,7 +108,7 @@ def cut_cross_entropy(head: Head) -> Run:
         loss = linear_cross_entropy(hidden, head.weight, head.targets, reduction="none", impl="torch_compile")
         return -loss.float()
 
-    return _tried(lambda: head.backward(logprob), head.part(8), logprob)
+    return _tried(lambda: head.backward(logprob))
 
 
 def liger(head: Head) -> Run:
@@ -129,13 +129,16 @@ def liger(head: Head) -> Run:
     return lambda: head.backward(logprob)
 
 
-def _tried(run: Run, small: Head, logprob: Callable[[Tensor], Tensor]) -> Run:
-    """`run`, if it runs at all on the first call, which also compiles it."""
-    try:
-        run()
-    except Exception as error:  # noqa: BLE001 - compilers fail in many ways; the reason is reported
-        raise Unavailable(f"{type(error).__name__}: {str(error).splitlines()[0][:120]}") from None
-    return run
+def _tried(run: Run) -> Run:
+    """`run`, which reports why it cannot where it fails."""
+
+    def tried() -> object:
+        try:
+            return run()
+        except Exception as error:  # noqa: BLE001 - compilers fail in many ways; the reason is reported
+            raise Unavailable(f"{type(error).__name__}: {str(error).splitlines()[0][:120]}") from None
+
+    return tried
 
 
 def loop_over_tokens(scores: Tensor, offsets: Tensor, groups: Tensor, kl: Tensor, beta: float, n_groups: int) -> Tensor:
