@@ -52,7 +52,9 @@ class MicroBatch(Struct, frozen=True, kw_only=True):
 
 
 def pack(samples: Sequence[Sample], roles: Sequence[str], budget: int) -> list[MicroBatch]:
-    """Pack every sample into micro-batches of at most `budget` computed tokens, sharing prefixes within each.
+    """Pack every sample into micro-batches of about `budget` computed tokens, sharing prefixes within each.
+
+    A beginning too short to be worth a node is computed again, so a micro-batch may pass the budget by a few tokens.
 
     Raises LearnError for a sample that does not fit on its own.
     """
