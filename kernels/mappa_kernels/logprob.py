@@ -165,7 +165,7 @@ class _LinearLogProb(torch.autograd.Function):
         direction, entropy_direction, *kept = ctx.saved_tensors
         grad_hidden = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_hidden = _combine(direction, grad_logprob, entropy_direction, grad_entropy).to(ctx.dtype)
+            grad_hidden = _combine(direction, grad_logprob, entropy_direction, grad_entropy, ctx.dtype)
         if ctx.needs_input_grad[1]:
             if grad_logprob is None:
                 grad_logprob = torch.zeros_like(kept[-1])
@@ -174,10 +174,17 @@ class _LinearLogProb(torch.autograd.Function):
 
 
 def _combine(
-    direction: Tensor, grad_logprob: Tensor | None, entropy_direction: Tensor | None, grad_entropy: Tensor | None
+    direction: Tensor,
+    grad_logprob: Tensor | None,
+    entropy_direction: Tensor | None,
+    grad_entropy: Tensor | None,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """coefficient * direction, summed over the outputs that have a gradient."""
-    total = torch.zeros_like(direction) if grad_logprob is None else direction * grad_logprob[:, None]
-    if grad_entropy is not None and entropy_direction is not None:
-        total.addcmul_(entropy_direction, grad_entropy[:, None])
-    return total
+    """coefficient * direction, summed over the outputs that have a gradient; rounded once, to `dtype`."""
+    if grad_logprob is None:
+        grad_logprob = torch.zeros_like(direction[:, 0])
+    if grad_entropy is None or entropy_direction is None:
+        # Rounds as it multiplies: no second [T, H] in fp32.
+        return torch.mul(direction, grad_logprob[:, None], out=direction.new_empty(direction.shape, dtype=dtype))
+    total = direction * grad_logprob[:, None]
+    return total.addcmul_(entropy_direction, grad_entropy[:, None]).to(dtype)
