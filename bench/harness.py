@@ -71,7 +71,9 @@ def interleave(candidates: Mapping[str, Callable[[], object]], *, repeats: int, 
 def peak_memory(run: Callable[[], object]) -> int:
     """Bytes by which this process's resident memory rises at most while `run` runs, results included. Linux only."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # else freed pages that were kept would hide what `run` takes
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_THRESHOLD, 128 * 1024)  # a freed block goes back at once: what is resident is what is alive
+    libc.malloc_trim(0)  # else freed pages that were kept would hide what `run` takes
     Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to what is resident now
     before = _status("VmRSS")
     result = run()
@@ -160,6 +162,7 @@ def finish(bench: str, rows: Sequence[Row], path: Path | None, env: dict[str, An
         print(f"written to {path}")
 
 
+_M_MMAP_THRESHOLD = -3  # from malloc.h
 _CPU_FEATURES = {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_tile", "asimd", "sve"}
 
 

@@ -183,8 +183,13 @@ def _combine(
     """coefficient * direction, summed over the outputs that have a gradient; rounded once, to `dtype`."""
     if grad_logprob is None:
         grad_logprob = torch.zeros_like(direction[:, 0])
-    if grad_entropy is None or entropy_direction is None:
-        # Rounds as it multiplies: no second [T, H] in fp32.
-        return torch.mul(direction, grad_logprob[:, None], out=direction.new_empty(direction.shape, dtype=dtype))
-    total = direction * grad_logprob[:, None]
-    return total.addcmul_(entropy_direction, grad_entropy[:, None]).to(dtype)
+    combined = direction.new_empty(direction.shape, dtype=dtype)
+    # On a CPU in pieces of a megabyte: the product in fp32 is never as large as the result.
+    step = len(direction) if direction.is_cuda else max(1, 2**18 // max(1, direction.shape[1]))
+    for start in range(0, len(direction), max(1, step)):
+        rows = slice(start, start + step)
+        part = direction[rows] * grad_logprob[rows, None]
+        if grad_entropy is not None and entropy_direction is not None:
+            part.addcmul_(entropy_direction[rows], grad_entropy[rows, None])
+        combined[rows] = part
+    return combined
