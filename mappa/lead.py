@@ -50,7 +50,8 @@ class Lead:
         self._stack = stack
         self._episodes: list[Episode] = []
         self._spent = Spent(0.0, 0.0, 0)
-        self._step_began = self._learning_began = self._published = 0.0
+        self._saving = 0.0  # seconds between the last step's numbers and the next step: its checkpoint
+        self._step_done = self._learning_began = self._learned = self._published = 0.0
 
     @classmethod
     @contextmanager
@@ -108,7 +109,7 @@ class Lead:
     def roll_out(self, step: int, parts: int) -> list[list[Sample]]:
         """The episodes of one step, as samples divided among the ranks."""
         settings = self.config.rollout
-        self._step_began = time.monotonic()
+        self._saving = time.monotonic() - self._step_done if self._step_done else 0.0
         self.progress.phase("rollouts", settings.episodes)
         tasks = tasks_of_step(
             self.tasks.train, step, -(-settings.episodes // settings.samples_per_task), self.config.seed
@@ -142,20 +143,21 @@ class Lead:
         self._published = time.monotonic()
 
     def step_done(self, report: LearnReport) -> None:
-        """Keep and show the step's numbers."""
+        """Keep and show the step's numbers; on return they, and the step's episodes, are on disk."""
         seconds = Seconds(
             generate=self._spent.generate,
             execute=self._spent.execute,
             learn=self._learned - self._learning_began,
             publish=self._published - self._learned,
-            other=time.monotonic() - self._published,
+            other=self._saving + time.monotonic() - self._published,
         )
         metrics = step_metrics(self._episodes, report, seconds, self._spent.tokens)
         append_metrics(self.run.metrics, metrics)
         self.journal.add_step(report.step, msgspec.json.encode(metrics).decode())
         self.scalars.write(metrics)
+        self.journal.flush()
         self.progress.step_done(metrics)
-        self.run.prune()
+        self._step_done = time.monotonic()
 
     def finish(self, learner: Learner) -> None:
         """Export the team, write the summary and the curves, and show what came of it."""

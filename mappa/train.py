@@ -41,12 +41,13 @@ def train(config: Config, *, fresh: bool = False) -> None:
             report = learner.step(ranks.scatter(shares))
             if lead is not None:
                 lead.publish(learner)
+                lead.step_done(report)  # first: a checkpoint vouches for the records of the steps it holds
             if learner.steps % config.save_every == 0 or learner.steps == config.steps:
                 folder = ranks.broadcast(lead.run.checkpoint(learner.steps) if lead is not None else None)
                 assert folder is not None
                 learner.save(folder)
-            if lead is not None:
-                lead.step_done(report)
+                if lead is not None:
+                    lead.run.prune()
         if lead is not None:
             lead.evaluate("trained")
             lead.finish(learner)

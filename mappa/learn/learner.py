@@ -22,7 +22,7 @@ from mappa.learn import checkpoint, ranks
 from mappa.learn.adapters import write_adapter
 from mappa.learn.engine import start_engine
 from mappa.learn.optimizer import learning_rate
-from mappa.learn.packing import MicroBatch, pack
+from mappa.learn.packing import MicroBatch, pack, padding
 from mappa.learn.report import LearnReport, Tally
 from mappa.learn.samples import action_tokens, check_samples, learnable
 from mappa.model.attention import decode_layers
@@ -279,8 +279,11 @@ class _Policy(nn.Module):
     def forward(self, inputs: _Inputs | None, tally: Tally) -> torch.Tensor:
         learner = self._learner[0]
         if inputs is None:
-            # A gradient of zero for every adapter, in the same order as any other pass.
-            return torch.stack([weight.sum() for weight in self.weights]).sum() * 0.0
+            # ZeRO adds up gradients of the ranks in the order in which they arrive, so that a gradient of zero has to
+            # come through the same operations as any other.
+            batch = padding(learner.config.roles)
+            logprob, _ = learner._logprobs(batch, learner._below(batch), reference=False)
+            return logprob.sum() * 0.0
         logprob, entropy = learner._logprobs(inputs.batch, inputs.below, reference=False)
         roles = [learner.config.roles.index(s.role) for s in inputs.samples for _ in range(action_tokens(s))]
         result = policy_loss(

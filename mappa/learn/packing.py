@@ -74,6 +74,12 @@ def pack(samples: Sequence[Sample], roles: Sequence[str], budget: int) -> list[M
     return [_micro_batch(samples, chosen, roles) for chosen in batches]
 
 
+def padding(roles: Sequence[str]) -> MicroBatch:
+    """The smallest micro-batch there is, for a rank that has nothing left while others still compute."""
+    smallest = Sample(role=roles[0], tokens=(0, 0), spans=((1, 2),), logprobs=(0.0,), rewards=(0.0,))
+    return _micro_batch([smallest], [0], roles)
+
+
 def split_by_cost(samples: Sequence[Sample], roles: Sequence[str], parts: int) -> list[list[Sample]]:
     """Divide samples among ranks: equal computed tokens, neighbours that share a prefix kept together."""
     order = list(_ordered(samples, roles))
