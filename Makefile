@@ -15,6 +15,8 @@ STATE   := $(shell { echo '$(CURDIR)'; cat requirements/*.txt; } | sha256sum | c
 TRAIN   := $(ENV)/.train-$(STATE)
 DEV     := $(ENV)/.dev-$(STATE)
 BUILT   := $(ENV)/.built
+# One rank needs no launcher, which would answer Ctrl-C with a traceback of its own.
+LAUNCH  := $(if $(filter 1,$(N)),$(PY),$(ENV)/bin/torchrun --standalone --nproc-per-node=$(N))
 BENCHES := $(patsubst bench/%.py,bench.%,$(filter-out bench/__init__.py bench/harness.py,$(wildcard bench/*.py)))
 SOURCES := setup.py pyproject.toml $(wildcard csrc/* csrc/*/*)
 
@@ -32,7 +34,7 @@ setup: $(TRAIN) $(BUILT) bubblewrap ## what training needs, in .venv
 setup-dev: setup $(DEV) ## what the tests and checks need as well
 
 train: setup ## set up what is missing, then train CONFIG on N ranks
-	$(ENV)/bin/torchrun --standalone --nproc-per-node=$(N) -m mappa.train $(CONFIG) $(ARGS)
+	$(LAUNCH) -m mappa.train $(CONFIG) $(ARGS)
 
 test: setup-dev ## set up what is missing, then run every test but the slow ones
 	$(PY) -m pytest $(ARGS)
