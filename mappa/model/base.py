@@ -73,7 +73,9 @@ def load_base(name: str, dtype: str = "auto") -> Base:
 
 def _load(folder: str, dtype: torch.dtype) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # it would fill a log with the loading of one small file
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=PLAN_ATTENTION)
