@@ -3,6 +3,7 @@
 A forward pass over a flat row of tokens is given a *plan* that knows which tokens see which. The plan's `attend`
 is called once per layer. `TreePlan`, here, is the one that trains: token sequences that share a prefix are nodes of
 a forest, so that a shared token is computed once. The sampler has plans of its own over its key/value cache.
+On a GPU `tree_plan` takes those of `mappa.model.gpu_attention` in its place.
 
 Shapes: query [1, heads, tokens, dim]; key and value [1, kv_heads, tokens, dim]; result as query.
 """
@@ -54,12 +55,31 @@ def decode_layers(
     return hidden
 
 
+def tree_plan(
+    lengths: Sequence[int],
+    parents: Sequence[int],
+    device: torch.device | str,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Plan:
+    """The plan of a forest (see `TreePlan`): on a CUDA device FlexAttention, or flash-attn where nothing is shared and
+    it is installed; gathered attention on any other. `dtype` is the queries': flash-attn takes half types only.
+    `plan.kind` tells which it became."""
+    device = torch.device(device)
+    if device.type != "cuda":
+        return TreePlan(lengths, parents)
+    from mappa.model.gpu_attention import gpu_plan
+
+    return gpu_plan(lengths, parents, device, dtype)
+
+
 class TreePlan:
     """A forest of token runs in depth-first order: every node sees its ancestors and, causally, itself.
 
     `lengths[i]` tokens belong to node i; `parents[i]` is the index of its parent, -1 at a root, always below i.
     Each node's queries meet the gathered keys of its ancestors in one exact attention call: no [tokens, tokens] mask.
     """
+
+    kind = "gathered"
 
     def __init__(self, lengths: Sequence[int], parents: Sequence[int]) -> None:
         self.lengths = list(lengths)
