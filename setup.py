@@ -37,6 +37,12 @@ def extension() -> dict[str, Any]:
     class OptionalBuild(BuildExtension):
         """Per-file flags; a failed build leaves the package without the extension instead of failing it."""
 
+        def build_extensions(self) -> None:
+            try:  # torch looks at the compiler before it builds anything
+                super().build_extensions()
+            except Exception as error:  # noqa: BLE001 - compilers fail in as many ways as there are compilers
+                _warn(f"the compiler cannot be used ({error})")
+
         def build_extension(self, ext: Any) -> None:
             compile_one = self.compiler._compile
 
@@ -47,7 +53,7 @@ def extension() -> dict[str, Any]:
             self.compiler._compile = compile_with_flags
             try:
                 super().build_extension(ext)
-            except Exception as error:  # noqa: BLE001 - compilers fail in as many ways as there are compilers
+            except Exception as error:  # noqa: BLE001
                 _warn(f"the compiler failed ({error})")
             finally:
                 self.compiler._compile = compile_one

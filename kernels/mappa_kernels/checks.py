@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -53,6 +54,11 @@ def offsets(name: str, values: Tensor, segments: int, total: int | None) -> None
         require(last == total, name, f"must end with the number of tokens, {total}, ends with {last}")
 
 
-def positive(name: str, value: float) -> None:
-    """A finite number above zero."""
-    require(value > 0 and value != float("inf"), name, f"must be finite and above 0, is {value}")
+def positive(name: str, value: object) -> float:
+    """A finite number above zero, or a tensor of one; returned as a float. Waits for its device."""
+    if not isinstance(value, (Real, Tensor)) or (isinstance(value, Tensor) and value.numel() != 1):
+        kind = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{name}: expected one number, got {kind}")
+    number = float(value)
+    require(0.0 < number < float("inf"), name, f"must be finite and above 0, is {number}")
+    return number

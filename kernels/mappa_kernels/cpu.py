@@ -41,7 +41,7 @@ class CpuEngine:
         gradient: Tensor = extension().weight_gradient(
             hidden,
             weight,
-            targets.long().contiguous(),
+            targets.long(),
             inverse_temperature,
             lse,
             entropy,

@@ -14,6 +14,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import warnings
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Literal
@@ -54,6 +55,8 @@ def why_not(backend: str, operation: Operation, device: torch.device | str, dtyp
     device = torch.device(device)
     if backend == "reference":
         return None
+    if backend not in _IMPLEMENTED:
+        return f"there is no back-end {backend!r}"
     if operation not in _IMPLEMENTED[backend]:
         return f"there is no {backend} kernel for {operation}"
     if dtype not in _KERNEL_TYPES:
@@ -77,6 +80,9 @@ def choose(
     barred = barred or {}
     if backend == "auto":
         backend = next(name for name in available(operation, device, dtype) if name not in barred)
+        missed = why_not("cpu", operation, device, dtype) if backend == "reference" else None
+        if missed is not None and missed == _extension()[1]:
+            _warn_once(missed)
     elif backend not in ("reference", "cpu", "triton"):
         raise ValueError(f"backend: expected 'auto', 'reference', 'cpu' or 'triton', got {backend!r}")
     else:
@@ -87,12 +93,9 @@ def choose(
     return backend
 
 
-@functools.cache
 def extension() -> ModuleType | None:
-    """The compiled module, or None where the package was installed without a compiler."""
-    if importlib.util.find_spec("mappa_kernels._C") is None:
-        return None
-    return importlib.import_module("mappa_kernels._C")
+    """The compiled module; None where the package was installed without a compiler, or for another torch."""
+    return _extension()[0]
 
 
 def interpreting() -> bool:
@@ -100,12 +103,24 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+@functools.cache
+def _extension() -> tuple[ModuleType | None, str | None]:
+    """The compiled module, or why there is none."""
+    if importlib.util.find_spec("mappa_kernels._C") is None:
+        return None, "mappa_kernels._C is not built (install from source with a C++ compiler: pip install .)"
+    try:
+        return importlib.import_module("mappa_kernels._C"), None
+    except ImportError as error:
+        return None, f"mappa_kernels._C does not load, build it again with this torch ({error})"
+
+
+@functools.cache
+def _warn_once(reason: str) -> None:
+    warnings.warn(f"mappa_kernels runs on its torch reference, which is slower: {reason}", stacklevel=4)
+
+
 def _no_cpu(device: torch.device) -> str | None:
-    if device.type != "cpu":
-        return f"the tensors are on {device}"
-    if extension() is None:
-        return "mappa_kernels._C is not built (install from source with a C++ compiler: pip install .)"
-    return None
+    return f"the tensors are on {device}" if device.type != "cpu" else _extension()[1]
 
 
 def _no_triton(device: torch.device) -> str | None:

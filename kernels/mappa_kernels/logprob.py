@@ -82,6 +82,7 @@ def _check(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float |
     checks.tensor("hidden", hidden, 2, FLOAT_TYPES, device)
     checks.tensor("weight", weight, 2, (hidden.dtype,), device)
     checks.tensor("targets", targets, 1, checks.INDEX_TYPES, device)
+    checks.require(hidden.shape[1] > 0, "hidden", "has no columns")
     checks.require(weight.shape[0] > 0, "weight", "has no rows: the vocabulary is empty")
     same_width = weight.shape[1] == hidden.shape[1]
     checks.require(same_width, "weight", f"is {weight.shape[1]} wide, but hidden is {hidden.shape[1]} wide")
@@ -93,16 +94,17 @@ def _check(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float |
 
 def _inverse(temperature: float | Tensor, hidden: Tensor) -> Tensor:
     dtype = accumulation_type(hidden.dtype)
+    if isinstance(temperature, Tensor):
+        checks.require(not temperature.requires_grad, "temperature", "has no gradient here; pass temperature.detach()")
     if not isinstance(temperature, Tensor) or temperature.dim() == 0:
-        checks.positive("temperature", float(temperature))
-        return torch.full((hidden.shape[0],), 1.0 / float(temperature), dtype=dtype, device=hidden.device)
+        one = checks.positive("temperature", temperature)
+        return torch.full((hidden.shape[0],), 1.0 / one, dtype=dtype, device=hidden.device)
     checks.tensor("temperature", temperature, 1, FLOAT_TYPES, hidden.device)
     checks.length("temperature", temperature, hidden.shape[0], "row of hidden")
-    checks.require(not temperature.requires_grad, "temperature", "has no gradient here; pass temperature.detach()")
     if temperature.numel():
         least, most = torch.aminmax(temperature)  # a NaN makes both NaN
-        checks.positive("temperature", float(least))
-        checks.positive("temperature", float(most))
+        checks.positive("temperature", least)
+        checks.positive("temperature", most)
     return temperature.to(dtype).reciprocal()
 
 
@@ -119,6 +121,7 @@ def _apply(
     inverse_temperature: Tensor,
     entropy: bool | Literal["grad"],
 ) -> tuple[Tensor, Tensor | None]:
+    targets = targets.contiguous()  # which the kernels read as a plain array
     # Function.apply reports needs_input_grad under no_grad too: the grad mode must be looked at here.
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         arguments = (hidden, weight, targets, inverse_temperature, entropy == "grad", engine)

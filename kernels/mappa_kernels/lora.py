@@ -92,9 +92,10 @@ def _check(
     """Refuse what cannot be computed; returns the offsets as plain integers."""
     device = x.device if isinstance(x, Tensor) else torch.device("cpu")
     checks.tensor("x", x, 2, FLOAT_TYPES, device)
+    checks.require(x.shape[1] > 0, "x", "has no columns")
     checks.require(len(A) > 0 and len(A[0]) > 0, "A", "needs one matrix per role")
+    checks.tensor("A", A[0][0], 2, FLOAT_TYPES, device)
     roles, dtype, rank = len(A[0]), A[0][0].dtype, A[0][0].shape[0]
-    checks.require(dtype in FLOAT_TYPES, "A", f"expected a float type, got {dtype}")
     for name, matrices in (("B", B), ("base_out", base_out)):
         checks.require(len(matrices) == len(A), name, f"expected {len(A)} projection(s), got {len(matrices)}")
     for downs, ups, base in zip(A, B, base_out, strict=True):
@@ -105,7 +106,7 @@ def _check(
         for role, (down, up) in enumerate(zip(downs, ups, strict=True)):
             _check_matrix("A", role, down, (rank, x.shape[1]), dtype, device)
             _check_matrix("B", role, up, (base.shape[1], rank), dtype, device)
-    bounds = offsets if isinstance(offsets, Tensor) else torch.tensor(list(offsets), dtype=torch.int64)
+    bounds = offsets if isinstance(offsets, Tensor) else torch.tensor(list(offsets))
     checks.tensor("offsets", bounds, 1, checks.INDEX_TYPES, bounds.device)
     checks.offsets("offsets", bounds, roles, len(x))
     return tuple(bounds.tolist())

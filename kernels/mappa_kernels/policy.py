@@ -155,9 +155,7 @@ def _check_options(
         checks.positive("tis_cap", tis_cap)
     checks.require(kind != "gspo" or sequence_offsets is not None, "sequence_offsets", "is needed with kind='gspo'")
     if denominator is not None:
-        one = not isinstance(denominator, Tensor) or denominator.numel() == 1
-        checks.require(one, "denominator", "expected one number")
-        checks.positive("denominator", float(denominator))
+        checks.positive("denominator", denominator)
 
 
 def _check_groups(logprob: Tensor, groups: Tensor | None, n_groups: int | None) -> tuple[Tensor | None, int]:
@@ -203,8 +201,7 @@ def _eager(
         log_ratio = _sequence_log_ratio(log_ratio, sequence_offsets, mask)
     ratio = log_ratio.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).exp()
     value, clipped = _surrogate(kind, logprob, ratio, advantage, clip)
-    if denominator is None:
-        denominator = mask.sum().clamp(min=1)
+    denominator = _scalar(denominator, mask)
     loss = -(weight * value).sum() / denominator
 
     to_behaviour = (logprob.detach() - behaviour).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
@@ -261,14 +258,20 @@ def _fused(
         logprob, behaviour_logprob, advantage, kind, clip, old_logprob, tis_cap, mask, entropy, groups, n_groups,
         sequence_ratio, LARGEST_LOG_RATIO,
     )  # fmt: skip
-    if denominator is None:
-        denominator = mask.sum().clamp(min=1)
+    denominator = _scalar(denominator, mask)
     loss = _WithGradient.apply(logprob, -sums[:, 0].sum() / denominator, gradient / denominator)
     means = sums[:, 1:6] / sums[:, 6:].clamp(min=1)
     if groups is None:
         means, sums = means[0], sums[0]
     metrics = dict(zip(METRICS, means.unbind(-1), strict=True))
     return PolicyLoss(loss, {**metrics, "tokens": sums[..., 6].long()})
+
+
+def _scalar(denominator: float | Tensor | None, mask: Tensor) -> float | Tensor:
+    """What the sum over tokens is divided by: a number, or a tensor without dimensions."""
+    if denominator is None:
+        return mask.sum().clamp(min=1)
+    return denominator.detach().reshape(()) if isinstance(denominator, Tensor) else denominator
 
 
 def _importance(learner: Tensor, behaviour: Tensor, cap: float | None) -> tuple[Tensor, Tensor]:

@@ -172,6 +172,48 @@ def test_grouped_lora(x_type):
         assert error(mine.detach(), theirs.detach().double()) <= 4 * torch.finfo(x_type).eps * (size + 1)
 
 
+@pytest.mark.parametrize(("rank", "projections"), [(16, 3), (40, 3), (64, 2)])
+def test_projections_that_share_a_tile_and_those_that_do_not(rank, projections):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(70, 24, generator=generator).requires_grad_()
+    base = [torch.randn(70, 20 + p, generator=generator) for p in range(projections)]
+    down = [[torch.randn(rank, 24, generator=generator).requires_grad_() for _ in range(2)] for _ in base]
+    up = [[torch.randn(b.shape[1], rank, generator=generator).requires_grad_() for _ in range(2)] for b in base]
+    leaves = [x, *(m for ms in (*down, *up) for m in ms)]
+    results = []
+    for backend in ("triton", "reference"):
+        outputs = grouped_lora_fused(x, down, up, [0, 30, 70], 0.5, base, backend=backend)
+        total = sum((output * torch.linspace(-1, 1, output.shape[1])).sum() for output in outputs)
+        results.append([*outputs, *torch.autograd.grad(total, leaves)])
+    for mine, theirs in zip(*results, strict=True):
+        size = theirs.double().square().mean().sqrt().item()
+        assert error(mine.detach(), theirs.detach().double()) <= 1e-6 * (size + 1)
+
+
+def test_the_sweep_can_be_tuned_and_computes_the_same():
+    times = iter(range(1, 100))
+    best = sweep.tune(40, torch.float32, torch.device("cpu"), measure=lambda run: run() and float(next(times)))
+    assert set(best) == {"logits", "numerators", "weighted"}
+    hidden, weight, targets = problem(19, 40, 140)
+    exact, _ = truth(hidden.double(), weight.double(), targets, 1.0)
+    logprob, _ = linear_logprob(hidden, weight, targets, backend="triton")
+    assert (logprob.double() - exact).abs().max() <= 5e-6
+
+
+def test_arguments_with_gaps_between_their_elements():
+    hidden, weight, targets = problem(19, 40, 140)
+    spread = torch.stack((targets, targets + 1), dim=1)[:, 0]
+    whole, gaps = (linear_logprob(hidden, weight, y, backend="triton")[0] for y in (targets, spread))
+    assert torch.equal(whole, gaps)
+    scores, offsets = torch.rand(6, dtype=torch.float64), torch.tensor([0, 4, 9, 10])
+    groups = torch.tensor([0, 7, 1, 7, 0, 7])
+    results = [
+        process_advantage(scores[::2], offsets, groups[::2], kl=torch.ones(10), beta=0.1, backend=backend)
+        for backend in ("triton", "reference")
+    ]
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-6)
+
+
 def test_grouped_lora_beyond_its_largest_rank_says_so():
     x, base = torch.randn(4, 8), torch.randn(4, 6)
     with pytest.raises(RuntimeError, match="ranks up to 64"):

@@ -31,6 +31,7 @@ def test_asking_for_what_cannot_run_says_why():
     with pytest.raises(BackendError, match="no cpu kernel for policy_loss"):
         mappa_kernels.policy_loss(torch.zeros(1), torch.zeros(1), torch.zeros(1), backend="cpu")
     assert "cuda" in why_not("cpu", "linear_logprob", "cuda", torch.float32)
+    assert "no back-end 'cuda'" in why_not("cuda", "linear_logprob", "cpu", torch.float32)
 
 
 def test_what_auto_took_can_be_asked_for():
@@ -74,7 +75,28 @@ def test_without_the_extension_auto_takes_the_reference(package_environment):
 import sys
 sys.modules["mappa_kernels._C"] = None  # an import that fails
 import mappa_kernels, torch
-mappa_kernels.linear_logprob(torch.randn(3, 4), torch.randn(5, 4), torch.tensor([0, 1, 4]))
-print(mappa_kernels.chosen("linear_logprob"), mappa_kernels.why_not("cpu", "grouped_lora", "cpu", torch.float32))
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        mappa_kernels.linear_logprob(torch.randn(3, 4), torch.randn(5, 4), torch.tensor([0, 1, 4]))
+reason = mappa_kernels.why_not("cpu", "grouped_lora", "cpu", torch.float32)
+print(mappa_kernels.chosen("linear_logprob"), len(caught), reason)
 """
-    assert interpreter(code, package_environment).startswith("reference mappa_kernels._C is not built")
+    assert interpreter(code, package_environment).startswith("reference 1 mappa_kernels._C is not built")
+
+
+def test_an_extension_that_does_not_load_is_reported_once(package_environment, tmp_path):
+    """As after an upgrade of torch: a compiled module is there, but its symbols are not."""
+    code = f"""
+import sys, warnings, mappa_kernels, torch
+mappa_kernels.__path__.insert(0, {str(tmp_path)!r})
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        mappa_kernels.linear_logprob(torch.randn(3, 4), torch.randn(5, 4), torch.tensor([0, 1, 4]))
+reason = mappa_kernels.why_not("cpu", "grouped_lora", "cpu", torch.float32)
+print(mappa_kernels.chosen("linear_logprob"), len(caught), reason)
+"""
+    (tmp_path / "_C.py").write_text("raise ImportError('undefined symbol')\n")
+    assert interpreter(code, package_environment).startswith("reference 1 mappa_kernels._C does not load")

@@ -150,6 +150,20 @@ def test_strides_do_not_matter(backend, dtype):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("integer", [torch.int64, torch.int32], ids=str)
+def test_targets_with_gaps_and_of_any_integer_type(backend, integer):
+    hidden, weight, targets = problem(50, 30, 333)
+    hidden.requires_grad_()
+    gaps = torch.stack((targets, targets - 1), dim=1)[:, 0].to(integer)
+    temperature = torch.linspace(0.5, 2.0, 100)
+    results = []
+    for y, tau in ((targets, temperature[::2].clone()), (gaps, temperature[::2])):
+        logprob, _ = linear_logprob(hidden, weight, y, temperature=tau, backend=backend)
+        results.append((logprob.detach(), *torch.autograd.grad(logprob.sum(), hidden)))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("trainable", [False, True])
 def test_the_weight_gets_a_gradient_only_where_it_asks(backend, trainable):
     hidden, weight, targets = problem(20, 8, 50)

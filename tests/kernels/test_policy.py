@@ -140,6 +140,12 @@ def test_cut_into_micro_batches_with_one_denominator_it_adds_up(kind):
     torch.testing.assert_close(by_parts, by_whole)
 
 
+def test_the_denominator_may_be_a_tensor_of_one_number_in_any_shape():
+    data = batch(10)
+    losses = [policy_loss(**data, denominator=d).loss for d in (8, torch.tensor(8), torch.tensor([8.0]))]
+    assert all(loss.shape == () and torch.equal(loss, losses[0]) for loss in losses)
+
+
 def test_metrics_by_hand():
     zero = torch.zeros(4)
     x = torch.tensor([0.0, 0.5, -0.5, 0.1])

@@ -81,16 +81,17 @@ def action_returns(
     returns = torch.empty(tokens, dtype=torch.float64, device=scores.device)
     stats = torch.zeros(len(scores), 3, dtype=torch.float64, device=scores.device)
     if len(scores):
-        action_returns_kernel[(len(scores),)](
-            scores.detach().double(),
-            offsets.long(),
-            returns if kl is None else kl.detach().contiguous(),
-            torch.tensor([beta, gamma], dtype=torch.float64, device=scores.device),
-            returns,
-            stats,
-            HAS_KL=kl is not None,
-            BLOCK=BLOCK,
-        )
+        with torch.cuda.device_of(scores):
+            action_returns_kernel[(len(scores),)](
+                scores.detach().double().contiguous(),
+                offsets.long(),
+                returns if kl is None else kl.detach().contiguous(),
+                torch.tensor([beta, gamma], dtype=torch.float64, device=scores.device),
+                returns,
+                stats,
+                HAS_KL=kl is not None,
+                BLOCK=BLOCK,
+            )
     return returns, stats
 
 
@@ -101,7 +102,9 @@ def whiten(
     advantage = torch.empty(len(returns), dtype=torch.float32, device=returns.device)
     if len(groups):
         options = torch.tensor([smallest_std], dtype=torch.float64, device=returns.device)
-        whiten_kernel[(len(groups),)](
-            returns, offsets.long(), groups.long(), stats, options, advantage, WHITEN=whiten, BLOCK=BLOCK
-        )
+        with torch.cuda.device_of(returns):
+            whiten_kernel[(len(groups),)](
+                returns, offsets.long(), groups.long().contiguous(), stats, options, advantage,
+                WHITEN=whiten, BLOCK=BLOCK,
+            )  # fmt: skip
     return advantage

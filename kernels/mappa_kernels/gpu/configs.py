@@ -73,6 +73,9 @@ _FLOAT32 = (Config(64, 64, 32, 8, 2),)
 # The interpreter runs program by program in Python.
 _INTERPRETED = (Config(32, 64, 32, 4, 1),)
 
+Measure = Callable[[Callable[[], object]], float]
+"""Takes something to run, returns how long it took."""
+
 _tuned: dict[tuple[str, str, torch.dtype, int], Config] = {}
 
 
@@ -93,14 +96,26 @@ def candidates(kernel: str, dtype: torch.dtype, where: str) -> Sequence[Config]:
     return _FLOAT32 if dtype is torch.float32 else _SIXTEEN_BIT[kernel][where]
 
 
-def tune(kernel: str, dtype: torch.dtype, width: int, device: torch.device, run: Callable[[Config], object]) -> Config:
-    """Time `run` under each candidate and use the fastest from now on. `run` must leave its inputs as they are."""
+def milliseconds(run: Callable[[], object]) -> float:
+    """Time on the GPU, the mean of many runs."""
     from triton.testing import do_bench
 
+    return float(do_bench(run))
+
+
+def tune(
+    kernel: str,
+    dtype: torch.dtype,
+    width: int,
+    device: torch.device,
+    run: Callable[[Config], object],
+    measure: Measure = milliseconds,
+) -> Config:
+    """Time `run` under each candidate and use the fastest from now on. `run` must leave its inputs as they are."""
     if kernel.startswith("accumulate"):
         raise ValueError("kernel: accumulate adds to its input; running it to measure it would change the result")
     where = architecture(device)
-    timed = {one: do_bench(functools.partial(run, one)) for one in candidates(kernel, dtype, where)}
+    timed = {one: measure(functools.partial(run, one)) for one in candidates(kernel, dtype, where)}
     _tuned[kernel, where, dtype, width] = min(timed, key=lambda one: timed[one])
     return _tuned[kernel, where, dtype, width]
 

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mappa_kernels import dispatch
+from mappa_kernels.lora import LARGEST_RANK
 
 ROWS = 64
 """Tokens of a tile."""
@@ -133,7 +134,11 @@ class _Tiles:
 
 
 class TritonLora:
-    """Low-rank activations in fp32; products of the adapters' small side on the tensor cores in x's type."""
+    """Low-rank activations in fp32; products of the adapters' small side on the tensor cores in the adapters' type.
+
+    The A of projections whose ranks fit one tile together stand on top of each other, so one program reads x for all
+    of them: q, k, v up to rank 21, gate and up to rank 32.
+    """
 
     def forward(
         self,
@@ -145,13 +150,15 @@ class TritonLora:
         base_out: Sequence[Tensor],
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         x, roles, rank = _rows(x), len(offsets) - 1, down[0].shape[0]
-        tiles = _Tiles.of(offsets, x.device)
-        low = torch.empty(len(x), len(base_out) * rank, device=x.device)
         outputs = tuple(torch.empty_like(base, memory_format=torch.contiguous_format) for base in base_out)
-        for p, (base, output) in enumerate(zip(base_out, outputs, strict=True)):
-            part = low[:, p * rank : (p + 1) * rank]
-            _shrink(x, torch.stack(list(down[p * roles : (p + 1) * roles])), part, tiles, scale, by_row=True)
-            _expand(part, torch.stack(list(up[p * roles : (p + 1) * roles])).mT, base.contiguous(), output, tiles)
+        with torch.cuda.device_of(x):
+            tiles = _Tiles.of(offsets, x.device)
+            low = torch.empty(len(x), len(base_out) * rank, device=x.device)
+            for group in _together(len(base_out), rank):
+                _shrink(x, _stacked(down, roles, group), _columns(low, rank, group), tiles, scale, by_row=True)
+            for p, (base, output) in enumerate(zip(base_out, outputs, strict=True)):
+                matrices = torch.stack(list(up[p * roles : (p + 1) * roles])).mT
+                _expand(_columns(low, rank, range(p, p + 1)), matrices, base.contiguous(), output, tiles)
         return outputs, low
 
     def backward(
@@ -165,21 +172,41 @@ class TritonLora:
         grads: Sequence[Tensor],
         needs_x: bool,
     ) -> tuple[Tensor | None, Sequence[Tensor], Sequence[Tensor]]:
-        x, roles, rank = _rows(x), len(offsets) - 1, down[0].shape[0]
-        tiles = _Tiles.of(offsets, x.device)
-        grad_x = torch.zeros(x.shape, device=x.device) if needs_x else None
+        x, roles, rank, dtype = _rows(x), len(offsets) - 1, down[0].shape[0], down[0].dtype
         grad_down: list[Tensor] = []
         grad_up: list[Tensor] = []
-        for p, grad in enumerate(grads):
-            grad = _rows(grad)
-            grad_low = torch.empty(len(x), rank, device=x.device)
-            a, b = (torch.stack(list(matrices[p * roles : (p + 1) * roles])) for matrices in (down, up))
-            _shrink(grad, b, grad_low, tiles, scale, by_row=False)
-            grad_down += _reduce(grad_low, x, tiles, roles, a.dtype, transposed=False)
-            grad_up += _reduce(low[:, p * rank : (p + 1) * rank], grad, tiles, roles, b.dtype, transposed=True)
-            if grad_x is not None:
-                _expand(grad_low, a, grad_x, grad_x, tiles)
+        with torch.cuda.device_of(x):
+            tiles = _Tiles.of(offsets, x.device)
+            grad_low = torch.empty_like(low)
+            for p, grad in enumerate(map(_rows, grads)):
+                own = range(p, p + 1)
+                matrices = torch.stack(list(up[p * roles : (p + 1) * roles]))
+                _shrink(grad, matrices, _columns(grad_low, rank, own), tiles, scale, by_row=False)
+                grad_up += _reduce(_columns(low, rank, own), grad, tiles, roles, dtype, transposed=True)
+            grad_x = torch.zeros(x.shape, device=x.device) if needs_x else None
+            for group in _together(len(grads), rank):
+                part = _columns(grad_low, rank, group)
+                by_role = [total.split(rank) for total in _reduce(part, x, tiles, roles, dtype, transposed=False)]
+                grad_down += [totals[i] for i in range(len(group)) for totals in by_role]
+                if grad_x is not None:
+                    _expand(part, _stacked(down, roles, group), grad_x, grad_x, tiles)
         return None if grad_x is None else grad_x.to(x.dtype), grad_down, grad_up
+
+
+def _together(projections: int, rank: int) -> list[range]:
+    """Projections in runs whose ranks fit one tile."""
+    step = max(1, LARGEST_RANK // max(1, rank))
+    return [range(first, min(first + step, projections)) for first in range(0, projections, step)]
+
+
+def _stacked(matrices: Sequence[Tensor], roles: int, group: range) -> Tensor:
+    """[R, rank of all projections of the group, width]."""
+    return torch.stack([torch.cat([matrices[p * roles + role] for p in group]) for role in range(roles)])
+
+
+def _columns(low: Tensor, rank: int, group: range) -> Tensor:
+    """The low-rank activations of a group of projections."""
+    return low[:, group.start * rank : group.stop * rank]
 
 
 def _shrink(x: Tensor, matrices: Tensor, low: Tensor, tiles: _Tiles, scale: float, *, by_row: bool) -> None:

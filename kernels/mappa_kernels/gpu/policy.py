@@ -99,17 +99,18 @@ def run(
     gradient = torch.empty(tokens, dtype=torch.float32, device=device)
     blocks = max(1, triton.cdiv(tokens, BLOCK))
     sums = torch.zeros(blocks, n_groups, 7, dtype=torch.float32, device=device)
-    members = torch.zeros(tokens, dtype=torch.int64, device=device) if groups is None else groups.long()
+    members = torch.zeros(tokens, dtype=torch.int64, device=device) if groups is None else groups.long().contiguous()
 
     def floats(values: Tensor | None) -> Tensor:
         return logprob.detach() if values is None else values.detach().float().contiguous()
 
     if tokens and n_groups:
-        policy_kernel[(blocks,)](
-            logprob.detach().float().contiguous(), floats(behaviour), floats(advantage), floats(old),
-            mask.to(torch.int8), floats(entropy), members, floats(sequence_ratio), gradient, sums,
-            tokens, clip[0], clip[1], 0.0 if cap is None else cap, largest, n_groups,
-            KIND=KINDS[kind], HAS_OLD=old is not None, HAS_CAP=cap is not None, HAS_ENTROPY=entropy is not None,
-            BLOCK=BLOCK, num_warps=4,
-        )  # fmt: skip
+        with torch.cuda.device_of(logprob):
+            policy_kernel[(blocks,)](
+                logprob.detach().float().contiguous(), floats(behaviour), floats(advantage), floats(old),
+                mask.to(torch.int8), floats(entropy), members, floats(sequence_ratio), gradient, sums,
+                tokens, clip[0], clip[1], 0.0 if cap is None else cap, largest, n_groups,
+                KIND=KINDS[kind], HAS_OLD=old is not None, HAS_CAP=cap is not None, HAS_ENTROPY=entropy is not None,
+                BLOCK=BLOCK, num_warps=4,
+            )  # fmt: skip
     return gradient, sums.sum(0)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 from torch import Tensor
 
 from mappa_kernels import dispatch
+from mappa_kernels.gpu import configs
 from mappa_kernels.gpu import sweep_kernels as kernels
-from mappa_kernels.gpu.configs import Config, config
+from mappa_kernels.gpu.configs import Config, Measure, config, milliseconds
 from mappa_kernels.sweep import Sweep, cat
 
 TOKENS = 4096
@@ -37,7 +40,8 @@ class TritonEngine:
             _Chunk(hidden[rows], weight, targets[rows], inverse_temperature[rows], direction, entropy_direction)
             for rows in _slices(len(hidden), TOKENS)
         ]
-        parts = [chunk.run() for chunk in chunks]
+        with torch.cuda.device_of(hidden):
+            parts = [chunk.run() for chunk in chunks]
         if len(parts) == 1:
             return parts[0]
         logprob, entropy, lse, *directions = (cat(column) for column in zip(*parts, strict=True))
@@ -60,14 +64,32 @@ class TritonEngine:
         grad_entropy = torch.zeros_like(grad_logprob) if grad_entropy is None else grad_entropy.contiguous()
         per_token = (targets, inverse_temperature, lse, entropy, grad_logprob.contiguous(), grad_entropy)
         gradient = torch.empty_like(weight)
-        for columns in _slices(len(weight), VOCABULARY):
-            total = torch.zeros(columns.stop - columns.start, weight.shape[1], device=weight.device)
-            for rows in _slices(len(hidden), TOKENS):
-                states = hidden[rows]
-                shares = _coefficients(states, weight, [values[rows] for values in per_token], columns)
-                _accumulate(shares.T, states, total)
-            gradient[columns] = total.to(weight.dtype)
+        with torch.cuda.device_of(hidden):
+            for columns in _slices(len(weight), VOCABULARY):
+                total = torch.zeros(columns.stop - columns.start, weight.shape[1], device=weight.device)
+                for rows in _slices(len(hidden), TOKENS):
+                    states = hidden[rows]
+                    shares = _coefficients(states, weight, [values[rows] for values in per_token], columns)
+                    _accumulate(shares.T, states, total)
+                gradient[columns] = total.to(weight.dtype)
         return gradient
+
+
+def tune(width: int, dtype: torch.dtype, device: torch.device, measure: Measure = milliseconds) -> dict[str, Config]:
+    """Measure the kernels on this machine for a head of this width, and use the fastest in this process from now on.
+
+    On made-up inputs of one chunk's size. `accumulate` changes its input: it is never run to be measured. Tiles decide
+    the order of sums, so call it before the first result that is to be reproduced, or not at all.
+    """
+    hidden, weight = (torch.randn(rows, width, device=device).to(dtype) for rows in (TOKENS, VOCABULARY))
+    targets, scale = torch.zeros(TOKENS, dtype=torch.int64, device=device), torch.ones(TOKENS, device=device)
+    best = {}
+    with torch.cuda.device_of(hidden):
+        for kind in ("logits", "numerators", "weighted"):
+            chunk = _Chunk(hidden, weight, targets, scale, kind != "logits", kind == "weighted")
+            run = functools.partial(chunk.multiply, slice(0, VOCABULARY))
+            best[kind] = configs.tune(kind, dtype, width, hidden.device, run, measure)
+    return best
 
 
 class _Chunk:
@@ -110,11 +132,12 @@ class _Chunk:
             self.weighted_mean,
         )
 
-    def _take(self, columns: slice) -> None:
-        """One chunk of the vocabulary: numerators and statistics, then the sums."""
-        size, c = columns.stop - columns.start, self.config
-        tiles = triton.cdiv(size, c.columns)
-        shifts, totals, weighted = torch.empty(3, tiles, self.tokens, device=self.device)
+    def multiply(self, columns: slice, c: Config) -> tuple[Tensor, Tensor, Tensor]:
+        """Numerators e and e x of a chunk of the vocabulary (empty where nobody needs them) and [3, tiles, tokens]:
+        shifts, sums of e and sums of e x of each tile. Changes nothing but `at_target`."""
+        size = columns.stop - columns.start
+        statistics = torch.empty(3, triton.cdiv(size, c.columns), self.tokens, device=self.device)
+        shifts, totals, weighted = statistics
         keep, keep_weighted = self.mean is not None, self.weighted_mean is not None
         shares, weighted_shares = (
             torch.empty(self.tokens, size if wanted else 0, device=self.device, dtype=self.weight.dtype)
@@ -127,9 +150,17 @@ class _Chunk:
             ROWS=c.rows, COLUMNS=c.columns, INNER=c.inner, GROUP=BAND, KEEP=keep, KEEP_WEIGHTED=keep_weighted,
             UPCAST=_upcast(self.hidden), num_warps=c.warps, num_stages=c.stages,
         )  # fmt: skip
+        return shares, weighted_shares, statistics
+
+    def _take(self, columns: slice) -> None:
+        """One chunk of the vocabulary: numerators and statistics, then the sums."""
+        c = self.config
+        shares, weighted_shares, statistics = self.multiply(columns, c)
+        shifts, totals, weighted = statistics
         kernels.merge[(triton.cdiv(self.tokens, 128),)](
-            shifts, totals, weighted, self.shift, self.total, self.weighted, self.carry, self.tokens, tiles, BLOCK=128
-        )
+            shifts, totals, weighted, self.shift, self.total, self.weighted, self.carry, self.tokens, len(shifts),
+            BLOCK=128,
+        )  # fmt: skip
         rows = self.weight[columns]
         if self.weighted_mean is not None:  # before the plain sum, whose old value it needs
             _accumulate(weighted_shares, rows, self.weighted_mean, shifts, self.carry, c.columns, shares, self.mean)
