@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import gc
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import statistics
@@ -33,6 +35,8 @@ class Timing:
     cpu: float
     wall: float
     rounds: tuple[float, ...]
+    peak: int | None = None
+    """Bytes, where memory was asked for."""
 
 
 @dataclass(frozen=True)
@@ -50,22 +54,44 @@ class Row:
     note: str = ""
 
 
-def interleave(candidates: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int = 1) -> dict[str, Timing]:
-    """Run every candidate once per round, in turn; medians over `repeats` rounds after `warmup` unmeasured ones."""
-    cpu: dict[str, list[float]] = {name: [] for name in candidates}
-    wall: dict[str, list[float]] = {name: [] for name in candidates}
+def interleave(
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    repeats: int,
+    warmup: int = 1,
+    patience: float = math.inf,
+    memory: bool = False,
+) -> dict[str, Timing]:
+    """Run every candidate once per round, in turn; medians over `repeats` rounds after `warmup` unmeasured ones.
+
+    A candidate that takes more than `patience` CPU seconds is measured once. With `memory` the first measured round
+    records each one's peak as well.
+    """
+    rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
+    peaks: dict[str, int] = {}
     for round_ in range(-warmup, repeats):
         for name, run in candidates.items():
-            cpu_start, wall_start = time.process_time(), time.perf_counter()
-            run()
-            cpu_end, wall_end = time.process_time(), time.perf_counter()
-            if round_ >= 0:
-                cpu[name].append(cpu_end - cpu_start)
-                wall[name].append(wall_end - wall_start)
-    return {
-        name: Timing(statistics.median(cpu[name]), statistics.median(wall[name]), tuple(cpu[name]))
-        for name in candidates
-    }
+            measured = rounds[name]
+            if measured and measured[0][0] > patience:
+                continue
+            clocked = functools.partial(_clocked, run, measured if round_ >= 0 else [])
+            if memory and round_ == 0:
+                peaks[name] = peak_memory(clocked)
+            else:
+                clocked()
+    return {name: _timing(measured, peaks.get(name)) for name, measured in rounds.items()}
+
+
+def _clocked(run: Callable[[], object], into: list[tuple[float, float]]) -> None:
+    """Run, and add (CPU seconds, seconds) to `into`."""
+    cpu_start, wall_start = time.process_time(), time.perf_counter()
+    run()
+    into.append((time.process_time() - cpu_start, time.perf_counter() - wall_start))
+
+
+def _timing(measured: Sequence[tuple[float, float]], peak: int | None) -> Timing:
+    cpu, wall = zip(*measured, strict=True)
+    return Timing(statistics.median(cpu), statistics.median(wall), cpu, peak)
 
 
 def peak_memory(run: Callable[[], object]) -> int:
@@ -76,10 +102,11 @@ def peak_memory(run: Callable[[], object]) -> int:
     libc.malloc_trim(0)  # else freed pages that were kept would hide what `run` takes
     Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to what is resident now
     before = _status("VmRSS")
-    result = run()
-    peak = _status("VmHWM")
-    del result
-    return max(0, peak - before)
+    try:
+        run()
+        return max(0, _status("VmHWM") - before)
+    finally:
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # where glibc arrives by itself once large blocks were freed
 
 
 def compare(

@@ -2,27 +2,32 @@
 
 python -m bench.kernels [--quick] [--json PATH] [--offline]
 
-CPU time is the process's, medians of rounds in which every candidate takes its turn. Memory is the rise of the
-process's resident memory while one call runs, its result included. With --json, plots are written beside it.
+CPU time is the process's, medians of rounds in which every candidate takes its turn; what takes minutes takes one.
+Memory is the rise of the process's resident memory while one call runs, its result included. With --json, plots are
+written beside it.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 import mappa_kernels
-from bench.harness import Row, Timing, compare, environment, finish, interleave, parser, peak_memory, unmeasured
+from bench.harness import Row, Timing, compare, environment, finish, interleave, parser, unmeasured
 from bench.parts import kernel_peers as peers
 from bench.parts.kernel_peers import Head, Unavailable
 from mappa_kernels import grouped_lora, linear_logprob, process_advantage
 
 PACKAGES = ("torch", "triton", "liger-kernel", "cut-cross-entropy")
 MS = 1e3
+PATIENCE = 30.0
+"""CPU seconds after which a candidate is measured once instead of several times."""
+LONGEST = 300.0
+"""CPU seconds that one peer may take."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Shape:
         return f"{self.tokens}x{self.width}x{self.vocabulary}"
 
 
+GOALS = "set for two cores with AVX-512 and bf16 instructions; cpu_flags says what this machine has"
 FULL = (Shape(512, 1024, 151936, ">= 1.7", ">= 2.3"), Shape(2048, 576, 49152, ">= 2.8", ">= 3.5"))
 QUICK = (Shape(64, 256, 8192, "", ""), Shape(96, 192, 4096, "", ""))
 
@@ -53,7 +59,7 @@ def main() -> None:
 
         report(quick=arguments.quick)
         return
-    env = {**environment(PACKAGES), "threads": torch.get_num_threads(), **_core()}
+    env = {**environment(PACKAGES), "threads": torch.get_num_threads(), **_core(), "goals": GOALS}
     rows: list[Row] = []
     for name, section in SECTIONS.items():
         if arguments.only in (None, name):
@@ -82,23 +88,60 @@ def head_rows(shape: Shape, *, quick: bool) -> list[Row]:
         },
         repeats=2 if quick else 3,
         warmup=1 if quick else 0,
+        patience=PATIENCE,
+        memory=True,
     )
     what = {"forward": f"log-prob + entropy, bf16 {shape}", "gradient": f"log-prob + entropy + gradient, bf16 {shape}"}
+    share, limit, some = ("", "", "") if quick else ("<= 0.01", "<= 1.10", ">= 3.5")
     rows = [
         _cpu(what["forward"], timed, "forward", "naive forward", shape.forward),
         _cpu(what["gradient"], timed, "gradient", "naive gradient", shape.gradient),
+        _memory(what["forward"], timed, "forward", "naive forward", share),
+        _memory(what["gradient"], timed, "gradient", "naive gradient", share),
     ]
-    memory = "" if quick else "<= 0.01"
-    rows.append(_memory(what["forward"], lambda: forward(head), lambda: peers.naive_forward(head), memory))
-    rows.append(_memory(what["gradient"], lambda: gradient(head), lambda: peers.naive_backward(head), memory))
-    limit = "" if quick else "<= 1.10"
     for dtype in ("bf16", "fp32"):
         note = f"h @ W.T in {dtype}"
-        rows.append(_cpu(what["forward"], timed, "forward", f"gemm {dtype}", limit, note))
-        rows.append(_cpu(what["gradient"], timed, "gradient", f"gemms {dtype}", limit, note + " and p @ W"))
-    some = "" if quick else ">= 3.5"
+        rows.append(_cpu(what["forward"], timed, "forward", f"h @ W.T {dtype}", limit, note))
+        both = timed[f"h @ W.T {dtype}"].cpu + timed[f"p @ W {dtype}"].cpu
+        ours = timed["gradient"].cpu
+        rows.append(compare(what["gradient"], ours * MS, both * MS, note + " and p @ W", "ms CPU", limit))
     rows.append(_cpu(f"a quarter of the tokens, bf16 {shape}", timed, "quarter", "gradient", some, "all tokens"))
-    return rows + [_peer_row(what["gradient"], head, name, build, quick=quick) for name, build in PEERS.items()]
+    del timed
+    return [
+        *rows,
+        *naive_fp32_rows(head, what, quick=quick),
+        *(_peer_row(what["gradient"], head, name, build, quick=quick) for name, build in PEERS.items()),
+    ]
+
+
+def _products(head: Head) -> dict[str, peers.Run]:
+    """The bare matrix products inside the forward and inside forward + backward, in both types."""
+    wide = (head.hidden.float(), head.weight.float())
+    shares = torch.rand(len(head.hidden), len(head.weight))
+    narrow = shares.bfloat16()
+    return {
+        "h @ W.T bf16": lambda: head.hidden @ head.weight.T,
+        "p @ W bf16": lambda: narrow @ head.weight,
+        "h @ W.T fp32": lambda: wide[0] @ wide[1].T,
+        "p @ W fp32": lambda: shares @ wide[1],
+    }
+
+
+def naive_fp32_rows(head: Head, what: dict[str, str], *, quick: bool) -> list[Row]:
+    """Naive on an fp32 copy of the head: the best it can do where the processor has no bf16. No goal was set for it."""
+    copy = Head(head.hidden.float(), head.weight.float(), head.targets, head.gradient)
+    timed = interleave(
+        {
+            "forward": lambda: forward(head),
+            "gradient": lambda: gradient(head),
+            "naive forward": lambda: peers.naive_forward(copy),
+            "naive gradient": lambda: peers.naive_backward(copy),
+        },
+        repeats=2 if quick else 3,
+        warmup=1 if quick else 0,
+    )
+    peer = "naive, fp32 copy of the weight"
+    return [_cpu(what[kind], timed, kind, f"naive {kind}", "", peer) for kind in ("forward", "gradient")]
 
 
 PEERS: dict[str, Callable[[Head], peers.Run]] = {
@@ -109,30 +152,24 @@ PEERS: dict[str, Callable[[Head], peers.Run]] = {
 }
 
 
-def _products(head: Head) -> dict[str, peers.Run]:
-    """The bare matrix products inside the forward and inside forward + backward, in both types."""
-    wide = (head.hidden.float(), head.weight.float())
-    shares = torch.rand(len(head.hidden), len(head.weight))
-    narrow = shares.bfloat16()
-    return {
-        "gemm bf16": lambda: head.hidden @ head.weight.T,
-        "gemms bf16": lambda: (head.hidden @ head.weight.T, narrow @ head.weight),
-        "gemm fp32": lambda: wide[0] @ wide[1].T,
-        "gemms fp32": lambda: (wide[0] @ wide[1].T, shares @ wide[1]),
-    }
-
-
 def _peer_row(what: str, head: Head, name: str, build: Callable[[Head], peers.Run], *, quick: bool) -> Row:
+    """One other library. Where all tokens would take it longer than LONGEST, both sides get the first of them."""
     goal = ">= 1"
     if quick and name.startswith("cut"):
         return unmeasured(what, name, "compiles for a minute; left out of --quick", goal)
     try:
         build(head.part(16))()  # imports and compiles
-        run = build(head)
+        few = head.part(32)
+        expected = interleave({name: build(few)}, repeats=1, warmup=0)[name].cpu * len(head.hidden) / len(few.hidden)
+        tokens = len(head.hidden) if expected <= LONGEST else max(32, int(len(head.hidden) * LONGEST / expected))
+        part = head.part(tokens)
+        run = build(part)
     except Unavailable as reason:
         return unmeasured(what, name, str(reason), goal)
-    timed = interleave({"gradient": lambda: gradient(head), name: run}, repeats=1, warmup=0)
-    return _cpu(what, timed, "gradient", name, "" if quick else goal)
+    timed = interleave({"gradient": lambda: gradient(part), name: run}, repeats=1, warmup=0)
+    note = "" if tokens == len(head.hidden) else f"first {tokens} tokens, both"
+    row = _cpu(what, timed, "gradient", name, "" if quick else goal)
+    return replace(row, note=note)
 
 
 def fp32_rows(*, quick: bool) -> list[Row]:
@@ -140,11 +177,13 @@ def fp32_rows(*, quick: bool) -> list[Row]:
     shape = (QUICK if quick else FULL)[1]
     head = Head.random(shape.tokens, shape.width, shape.vocabulary, torch.float32)
     timed = interleave(
-        {"forward": lambda: forward(head), "naive": lambda: peers.naive_forward(head)}, repeats=2 if quick else 5
+        {"forward": lambda: forward(head), "naive": lambda: peers.naive_forward(head)},
+        repeats=2 if quick else 5,
+        memory=True,
     )
     what = f"log-prob + entropy, fp32 {shape}"
-    memory = _memory(what, lambda: forward(head), lambda: peers.naive_forward(head), "" if quick else "<= 0.02")
-    return [_cpu(what, timed, "forward", "naive", "" if quick else ">= 1"), memory]
+    speed, share = ("", "") if quick else (">= 1", "<= 0.02")
+    return [_cpu(what, timed, "forward", "naive", speed), _memory(what, timed, "forward", "naive", share)]
 
 
 def advantage_rows(*, quick: bool) -> list[Row]:
@@ -230,8 +269,8 @@ def _cpu(what: str, timed: dict[str, Timing], ours: str, peer: str, goal: str, n
     return compare(what, timed[ours].cpu * MS, timed[peer].cpu * MS, name or peer, "ms CPU", goal)
 
 
-def _memory(what: str, ours: peers.Run, peer: peers.Run, goal: str) -> Row:
-    mine, theirs = (peak_memory(run) / 1e6 for run in (ours, peer))
+def _memory(what: str, timed: dict[str, Timing], ours: str, peer: str, goal: str) -> Row:
+    mine, theirs = (None if peak is None else peak / 1e6 for peak in (timed[ours].peak, timed[peer].peak))
     return compare(f"{what}: memory", mine, theirs, "naive", "MB", goal)
 
 
