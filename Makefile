@@ -79,7 +79,7 @@ $(TRAIN):
 $(DEV): | $(TRAIN)
 	@echo 'Adding the tools for tests and checks'
 	@rm $(TRAIN)
-	@$(PIP) -r requirements/dev.txt
+	@$(PIP) -r requirements/bench.txt
 	@touch $(TRAIN) $@
 
 $(BUILT): $(SOURCES) | $(TRAIN)
