@@ -42,6 +42,13 @@ def test_a_hopper_build_of_each_kind(start):
     check(case, "sm_90")
 
 
+@pytest.mark.parametrize("start", ["numerators bf16", "accumulate bf16", "shrink r16", "merge"])
+@pytest.mark.parametrize("where", [where for where in offline.ARCHITECTURES if where != "sm_90"])
+def test_the_main_kernels_on_the_other_architectures(where, start):
+    case = next(case for case in offline.cases(where) if case.name.startswith(start))
+    check(case, where)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("where", offline.ARCHITECTURES)
 def test_every_kernel_compiles_for(where):
