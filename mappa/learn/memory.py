@@ -265,7 +265,9 @@ def _adapter_parts(shape: ModelShape, settings: MemorySettings) -> dict[str, int
         gradients = 0
     else:
         gradients = share * (2 if stage == 2 and settings.accumulation else 1)  # the sum so far, and what is added
-    host = share * (5 if stage < 3 else 4) if moved else 0  # masters, moments, gradient; ZeRO 1 and 2 copy it back
+    # Masters, two moments, gradient; ZeRO 1 and 2 keep a buffer to copy back from, and the sum of gradients so far.
+    copies = 4 if stage == 3 else 6 if settings.accumulation else 5
+    host = share * copies if moved else 0
     return {
         "adapters": whole,
         "masters": 0 if stage == 0 or moved else share,
