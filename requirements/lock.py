@@ -19,8 +19,6 @@ HERE = Path(__file__).resolve().parent
 TRAIN = "# What `make train` installs, exact. Written by requirements/lock.py; torch is installed before the rest.\n"
 DEV = "# What `make test` and `make lint` add, exact. Written by requirements/lock.py.\n-r train.txt\n"
 BENCH = "# What the benches and the tests of embedding add, exact. Written by requirements/lock.py.\n-r dev.txt\n"
-    "# What the benches and the tests of embedding compare with, exact. Written by requirements/lock.py.\n-r dev.txt\n"
-)
 
 
 def canonical(name: str) -> str:
