@@ -20,6 +20,7 @@ import math
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -155,6 +156,7 @@ def environment(packages: Sequence[str] = ("torch",)) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in packages},
         "omp_threads": os.environ.get("OMP_NUM_THREADS", ""),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", ""),
     }
 
 
@@ -164,6 +166,17 @@ def parser(description: str) -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help="small shapes and few rounds: that it runs, not how fast")
     made.add_argument("--json", type=Path, metavar="PATH", help="write the rows and the machine's record here")
     return made
+
+
+def without_spinning(module: str) -> None:
+    """Start `module` again with OpenMP threads that sleep while they wait; returns where they do already.
+
+    A thread that spins, because another one is held up by somebody else's work, burns CPU time that no candidate needs.
+    OpenMP reads the setting when torch is imported.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]])
 
 
 def print_table(rows: Sequence[Row]) -> None:

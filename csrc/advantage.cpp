@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -97,6 +98,42 @@ at::Tensor merge_statistics(const at::Tensor& rows, int64_t groups) {
     row[2] = deviation;
   }
   return merged;
+}
+
+std::tuple<at::Tensor, at::Tensor> advantages(const at::Tensor& scores, const at::Tensor& offsets,
+                                              const at::Tensor& groups, const std::optional<at::Tensor>& kl,
+                                              double beta, double gamma, int64_t n_groups, double smallest_std) {
+  const auto [returns, actions] = action_returns(scores, offsets, kl, beta, gamma);
+  const int64_t count = scores.size(0);
+  const at::Tensor rows = at::empty({count, 4}, at::kDouble);
+  double* const row = rows.data_ptr<double>();
+  for (int64_t a = 0; a < count; ++a) {
+    row[4 * a] = static_cast<double>(groups.const_data_ptr<int64_t>()[a]);
+    std::copy_n(actions.const_data_ptr<double>() + 3 * a, 3, row + 4 * a + 1);
+  }
+  const at::Tensor statistics = merge_statistics(rows, n_groups);
+  return {whiten(returns, offsets, groups, statistics, smallest_std), statistics};
+}
+
+bool sound(const at::Tensor& scores, const at::Tensor& offsets, const at::Tensor& groups,
+           const std::optional<at::Tensor>& kl, int64_t n_groups) {
+  const int64_t actions = scores.size(0);
+  const int64_t *const bounds = offsets.const_data_ptr<int64_t>(), *const group = groups.const_data_ptr<int64_t>();
+  bool good = bounds[0] == 0;
+  for (int64_t a = 0; a < actions; ++a) {
+    good &= bounds[a] <= bounds[a + 1] && group[a] >= 0 && group[a] < n_groups;
+    good &= !std::isinf(scores.const_data_ptr<double>()[a]);
+  }
+  if (!kl) return good;
+  // A float is NaN or infinite where all bits of its exponent are set.
+  const float* const ratio = kl->const_data_ptr<float>();
+  int32_t largest = 0;
+  for (int64_t t = 0; t < kl->size(0); ++t) {
+    int32_t bits;
+    std::memcpy(&bits, ratio + t, sizeof bits);
+    largest = std::max(largest, bits & 0x7fffffff);
+  }
+  return good && bounds[actions] == kl->size(0) && largest < 0x7f800000;
 }
 
 at::Tensor whiten(const at::Tensor& returns, const at::Tensor& offsets, const at::Tensor& groups,

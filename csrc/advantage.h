@@ -21,4 +21,13 @@ at::Tensor merge_statistics(const at::Tensor& rows, int64_t groups);
 at::Tensor whiten(const at::Tensor& returns, const at::Tensor& offsets, const at::Tensor& groups,
                   const at::Tensor& statistics, double smallest_std);
 
+// All of it for the actions of one process: advantages, float32 [T], and statistics, float64 [n_groups, 3].
+std::tuple<at::Tensor, at::Tensor> advantages(const at::Tensor& scores, const at::Tensor& offsets,
+                                              const at::Tensor& groups, const std::optional<at::Tensor>& kl,
+                                              double beta, double gamma, int64_t n_groups, double smallest_std);
+
+// Whether offsets ascend from 0 to the number of tokens, groups are in range, no score is infinite and kl is finite.
+bool sound(const at::Tensor& scores, const at::Tensor& offsets, const at::Tensor& groups,
+           const std::optional<at::Tensor>& kl, int64_t n_groups);
+
 }  // namespace mappa

@@ -17,6 +17,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("action_returns", &mappa::action_returns, unlocked);
   m.def("merge_statistics", &mappa::merge_statistics, unlocked);
   m.def("whiten", &mappa::whiten, unlocked);
+  m.def("advantages", &mappa::advantages, unlocked);
+  m.def("sound", &mappa::sound, unlocked);
   m.def("bfloat16_path", &mappa::bfloat16_path);
   m.def("set_bfloat16_path", &mappa::set_bfloat16_path);
   m.def("instruction_sets", &mappa::instruction_sets);

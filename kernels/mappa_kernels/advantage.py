@@ -10,6 +10,7 @@ their values alone. So the result has the same bits however the actions are orde
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -49,10 +50,12 @@ def process_advantage(
 
     Raises ValueError naming the argument, BackendError where `backend` cannot run.
     """
-    n_groups, tokens = _check(scores, action_offsets, groups, kl, beta, gamma, n_groups, process_group)
+    _check(scores, action_offsets, groups, kl, beta, gamma, n_groups)
     name = dispatch.choose(backend, "process_advantage", scores.device, torch.float32)
     run = {"cpu": _on_cpu, "triton": _on_gpu, "reference": _eager}[name]
-    return run(scores, action_offsets, groups, kl, beta, gamma, whiten, n_groups, tokens, process_group)
+    if n_groups is None:
+        n_groups = _count_groups(groups, process_group)
+    return run(scores, action_offsets, groups, kl, beta, gamma, whiten, n_groups, process_group)
 
 
 def process_advantage_reference(
@@ -68,8 +71,10 @@ def process_advantage_reference(
     process_group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`process_advantage` in plain torch, on any device with fp64."""
-    n_groups, tokens = _check(scores, action_offsets, groups, kl, beta, gamma, n_groups, process_group)
-    return _eager(scores, action_offsets, groups, kl, beta, gamma, whiten, n_groups, tokens, process_group)
+    _check(scores, action_offsets, groups, kl, beta, gamma, n_groups)
+    if n_groups is None:
+        n_groups = _count_groups(groups, process_group)
+    return _eager(scores, action_offsets, groups, kl, beta, gamma, whiten, n_groups, process_group)
 
 
 def _eager(
@@ -81,9 +86,9 @@ def _eager(
     gamma: float,
     whiten: bool,
     n_groups: int,
-    tokens: int,
     process_group: ProcessGroup | None,
 ) -> tuple[Tensor, Tensor]:
+    tokens = _check_values(scores, action_offsets, groups, kl, n_groups)
     returns, actions, action_of = _returns(scores, action_offsets, kl, beta, gamma, tokens)
     stats = _merge(_gather(actions, groups, process_group), n_groups)
     return _finish(returns, stats, groups, action_of, whiten), stats
@@ -98,15 +103,25 @@ def _on_cpu(
     gamma: float,
     whiten: bool,
     n_groups: int,
-    tokens: int,
     process_group: ProcessGroup | None,
 ) -> tuple[Tensor, Tensor]:
     """One pass for the returns and their statistics, one to whiten (csrc/advantage.cpp)."""
     from mappa_kernels.cpu import extension
 
     core, offsets, members = extension(), action_offsets.long().contiguous(), groups.long().contiguous()
-    ratios = None if kl is None or beta == 0.0 else kl.detach().float().contiguous()
-    returns, actions = core.action_returns(scores.detach().double().contiguous(), offsets, ratios, beta, gamma)
+    values, ratios = scores.detach().double().contiguous(), None
+    if kl is not None:
+        ratios = kl.detach().float().contiguous()
+    if not core.sound(values, offsets, members, ratios, n_groups):
+        _check_values(scores, action_offsets, groups, kl, n_groups)  # which says what is wrong
+    if beta == 0.0:
+        ratios = None
+    if whiten and process_group is None:
+        whole: tuple[Tensor, Tensor] = core.advantages(
+            values, offsets, members, ratios, beta, gamma, n_groups, SMALLEST_STD
+        )
+        return whole
+    returns, actions = core.action_returns(values, offsets, ratios, beta, gamma)
     stats = core.merge_statistics(_gather(actions, groups, process_group), n_groups)
     if not whiten:
         return returns.nan_to_num(nan=0.0).float(), stats
@@ -122,12 +137,12 @@ def _on_gpu(
     gamma: float,
     whiten: bool,
     n_groups: int,
-    tokens: int,
     process_group: ProcessGroup | None,
 ) -> tuple[Tensor, Tensor]:
     """A program per action for the returns and their statistics, and to whiten (gpu/advantage.py)."""
     from mappa_kernels.gpu import advantage as gpu
 
+    tokens = _check_values(scores, action_offsets, groups, kl, n_groups)
     offsets, ratios = action_offsets.contiguous(), None if beta == 0.0 else kl
     returns, actions = gpu.action_returns(scores, offsets, ratios, beta, gamma, tokens)
     stats = _merge(_gather(actions, groups, process_group), n_groups)
@@ -142,28 +157,29 @@ def _check(
     beta: float,
     gamma: float,
     n_groups: int | None,
-    process_group: ProcessGroup | None,
-) -> tuple[int, int]:
-    """Refuse what cannot be computed; returns the number of groups (of all ranks) and of tokens (of this one)."""
+) -> None:
+    """Refuse wrong types, shapes, devices and options. Reads no value and waits for no device."""
     device = scores.device if isinstance(scores, Tensor) else torch.device("cpu")
     checks.tensor("scores", scores, 1, SCORE_TYPES, device)
-    checks.require(not _infinite(scores), "scores", "holds an infinite value; a missing score is NaN")
     checks.tensor("action_offsets", action_offsets, 1, checks.INDEX_TYPES, device)
-    tokens = None
+    checks.entries("action_offsets", action_offsets, len(scores) + 1)
+    checks.tensor("groups", groups, 1, checks.INDEX_TYPES, device)
+    checks.length("groups", groups, len(scores), "action")
     if kl is not None:
         checks.tensor("kl", kl, 1, SCORE_TYPES, device)
-        checks.require(_finite(kl), "kl", "holds a NaN or infinite value")
-        tokens = kl.shape[0]
+    checks.require(math.isfinite(beta), "beta", f"must be finite, is {beta}")
     checks.require(beta == 0.0 or kl is not None, "kl", f"is needed with beta={beta}")
     checks.require(0.0 <= gamma <= 1.0, "gamma", f"must be in [0, 1], is {gamma}")
-    checks.offsets("action_offsets", action_offsets, scores.shape[0], tokens)
-    checks.tensor("groups", groups, 1, checks.INDEX_TYPES, device)
-    checks.length("groups", groups, scores.shape[0], "action")
-    if n_groups is None:
-        n_groups = _count_groups(groups, process_group)
-    checks.require(n_groups >= 0, "n_groups", f"must not be negative, is {n_groups}")
+    checks.require(n_groups is None or n_groups >= 0, "n_groups", f"must not be negative, is {n_groups}")
+
+
+def _check_values(scores: Tensor, action_offsets: Tensor, groups: Tensor, kl: Tensor | None, n_groups: int) -> int:
+    """Refuse values that cannot be computed with; returns the number of tokens."""
+    checks.require(not _infinite(scores), "scores", "holds an infinite value; a missing score is NaN")
+    checks.require(kl is None or _finite(kl), "kl", "holds a NaN or infinite value")
+    checks.offsets("action_offsets", action_offsets, len(scores), None if kl is None else len(kl))
     checks.within("groups", groups, 0, n_groups)
-    return n_groups, int(action_offsets[-1])
+    return int(action_offsets[-1])
 
 
 def _infinite(scores: Tensor) -> bool:

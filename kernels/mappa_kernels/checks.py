@@ -21,16 +21,28 @@ def tensor(name: str, value: object, ndim: int, dtypes: Sequence[torch.dtype], d
     """A strided tensor of `ndim` dimensions, one of `dtypes`, on `device`."""
     if not isinstance(value, Tensor):
         raise ValueError(f"{name}: expected a tensor, got {type(value).__name__}")
-    require(value.layout is torch.strided, name, f"expected a dense tensor, got layout {value.layout}")
-    require(value.dim() == ndim, name, f"expected {ndim} dimension(s), got shape {tuple(value.shape)}")
-    allowed = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-    require(value.dtype in dtypes, name, f"expected {allowed}, got {str(value.dtype).removeprefix('torch.')}")
-    require(value.device == device, name, f"is on {value.device}, but the other arguments are on {device}")
+    # Messages are written when they are needed: this runs several times in operations that take 0.1 ms.
+    if value.layout is not torch.strided:
+        raise ValueError(f"{name}: expected a dense tensor, got layout {value.layout}")
+    if value.dim() != ndim:
+        raise ValueError(f"{name}: expected {ndim} dimension(s), got shape {tuple(value.shape)}")
+    if value.dtype not in dtypes:
+        allowed, got = (
+            " or ".join(str(one).removeprefix("torch.") for one in ones) for ones in (dtypes, [value.dtype])
+        )
+        raise ValueError(f"{name}: expected {allowed}, got {got}")
+    if value.device != device:
+        raise ValueError(f"{name}: is on {value.device}, but the other arguments are on {device}")
 
 
 def length(name: str, value: Tensor, expected: int, of_what: str) -> None:
     """First dimension is `expected`, the number of `of_what`."""
     require(value.shape[0] == expected, name, f"expected one entry per {of_what} ({expected}), got {value.shape[0]}")
+
+
+def entries(name: str, value: Tensor, expected: int) -> None:
+    """There are `expected` of them."""
+    require(len(value) == expected, name, f"expected {expected} entries, got {len(value)}")
 
 
 def within(name: str, values: Tensor, low: int, high: int) -> None:
@@ -43,7 +55,7 @@ def within(name: str, values: Tensor, low: int, high: int) -> None:
 
 def offsets(name: str, values: Tensor, segments: int, total: int | None) -> None:
     """`segments` + 1 ascending integers that begin with 0 and end with `total` (any end where it is None)."""
-    require(len(values) == segments + 1, name, f"expected {segments + 1} entries, got {len(values)}")
+    entries(name, values, segments + 1)
     first, last = int(values[0]), int(values[-1])
     require(first == 0, name, f"must begin with 0, begins with {first}")
     steps = values.diff()

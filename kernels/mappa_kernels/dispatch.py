@@ -29,6 +29,8 @@ _IMPLEMENTED: dict[str, frozenset[str]] = {
     "cpu": frozenset({"linear_logprob", "process_advantage", "grouped_lora"}),
     "triton": frozenset({"linear_logprob", "process_advantage", "policy_loss", "grouped_lora"}),
 }
+ORDER = ("triton", "cpu", "reference")
+"""Fastest first."""
 _KERNEL_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _chosen: dict[str, str] = {}
 
@@ -47,7 +49,7 @@ def available(
 ) -> list[str]:
     """The back-ends that can run `operation` for tensors of `dtype` on `device`, the one `auto` takes first."""
     device = torch.device(device)
-    return [name for name in ("triton", "cpu", "reference") if why_not(name, operation, device, dtype) is None]
+    return [name for name in ORDER if why_not(name, operation, device, dtype) is None]
 
 
 def why_not(backend: str, operation: Operation, device: torch.device | str, dtype: torch.dtype) -> str | None:
@@ -79,7 +81,7 @@ def choose(
     """
     barred = barred or {}
     if backend == "auto":
-        backend = next(name for name in available(operation, device, dtype) if name not in barred)
+        backend = next(one for one in ORDER if one not in barred and why_not(one, operation, device, dtype) is None)
         missed = why_not("cpu", operation, device, dtype) if backend == "reference" else None
         if missed is not None and missed == _extension()[1]:
             _warn_once(missed)
@@ -115,6 +117,12 @@ def _extension() -> tuple[ModuleType | None, str | None]:
 
 
 @functools.cache
+def _has_triton() -> bool:
+    """Looked up once: it takes longer than a small kernel."""
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
 def _warn_once(reason: str) -> None:
     warnings.warn(f"mappa_kernels runs on its torch reference, which is slower: {reason}", stacklevel=4)
 
@@ -124,10 +132,6 @@ def _no_cpu(device: torch.device) -> str | None:
 
 
 def _no_triton(device: torch.device) -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    if device.type == "cuda":
-        return None
-    if device.type == "cpu" and interpreting():
-        return None
-    return f"the tensors are on {device}; triton needs a GPU"
+    if device.type != "cuda" and not (device.type == "cpu" and interpreting()):
+        return f"the tensors are on {device}; triton needs a GPU"
+    return None if _has_triton() else "triton is not installed"
