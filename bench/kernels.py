@@ -25,8 +25,6 @@ PACKAGES = ("torch", "triton", "liger-kernel", "cut-cross-entropy")
 MS = 1e3
 PATIENCE = 30.0
 """CPU seconds after which a candidate is measured once instead of several times."""
-LONGEST = 60.0
-"""CPU seconds that one peer may take."""
 NO_BF16 = "no bf16 instructions: torch's bf16 products take several times as long as fp32's, which are the limit here"
 
 
@@ -52,6 +50,7 @@ QUICK = (Shape(64, 256, 8192, "", ""), Shape(96, 192, 4096, "", ""))
 def main() -> None:
     options = parser("kernels against their peers")
     options.add_argument("--offline", action="store_true", help="compile the GPU kernels for every architecture")
+    options.add_argument("--limit", type=float, default=300.0, help="CPU seconds a peer may take; fewer tokens beyond")
     options.add_argument("--only", choices=SECTIONS, help="measure one part alone")
     arguments = options.parse_args()
     if arguments.offline:
@@ -63,7 +62,7 @@ def main() -> None:
     rows: list[Row] = []
     for name, section in SECTIONS.items():
         if arguments.only in (None, name):
-            rows += section(quick=arguments.quick)
+            rows += section(quick=arguments.quick, limit=arguments.limit)
             print(f"{name}: done", flush=True)
     rows.append(unmeasured("everything on a GPU", "naive, Liger, cut-cross-entropy", _no_gpu()))
     finish("kernels", rows, arguments.json, env)
@@ -73,49 +72,69 @@ def main() -> None:
         draw(rows, arguments.json)
 
 
-def head_rows(shape: Shape, *, quick: bool) -> list[Row]:
-    """Everything about one bf16 head: against naive, against its own matrix products, against other libraries."""
+def head_rows(shape: Shape, *, quick: bool, limit: float) -> list[Row]:
+    """Everything about one bf16 head: against its own matrix products, against naive, against other libraries."""
     head = Head.random(shape.tokens, shape.width, shape.vocabulary, torch.bfloat16)
-    quarter = head.part(shape.tokens // 4)
+    what = {"forward": f"log-prob + entropy, bf16 {shape}", "gradient": f"log-prob + entropy + gradient, bf16 {shape}"}
+    return [
+        *naive_rows(head, what, shape, quick=quick, limit=limit),
+        *limit_rows(head, what, shape, quick=quick),
+        *naive_fp32_rows(head, what, quick=quick),
+        *(_peer_row(what["gradient"], head, name, build, quick, limit) for name, build in PEERS.items()),
+    ]
+
+
+def naive_rows(head: Head, what: dict[str, str], shape: Shape, *, quick: bool, limit: float) -> list[Row]:
+    """CPU time and memory against log_softmax over all logits."""
+    part, note = _fitting(head, lambda few: lambda: peers.naive_backward(few), limit)
     timed = interleave(
         {
-            "forward": lambda: forward(head),
-            "gradient": lambda: gradient(head),
-            "quarter": lambda: gradient(quarter),
-            "naive forward": lambda: peers.naive_forward(head),
-            "naive gradient": lambda: peers.naive_backward(head),
-            **_products(head),
+            "forward": lambda: forward(part),
+            "gradient": lambda: gradient(part),
+            "naive forward": lambda: peers.naive_forward(part),
+            "naive gradient": lambda: peers.naive_backward(part),
         },
         repeats=2 if quick else 3,
         warmup=1 if quick else 0,
         patience=PATIENCE,
         memory=True,
     )
-    what = {"forward": f"log-prob + entropy, bf16 {shape}", "gradient": f"log-prob + entropy + gradient, bf16 {shape}"}
-    share, limit, some = ("", "", "") if quick else ("<= 0.01", "<= 1.10", ">= 3.5")
+    share = "" if quick else "<= 0.01"
     rows = [
         _cpu(what["forward"], timed, "forward", "naive forward", shape.forward),
         _cpu(what["gradient"], timed, "gradient", "naive gradient", shape.gradient),
         _memory(what["forward"], timed, "forward", "naive forward", share),
         _memory(what["gradient"], timed, "gradient", "naive gradient", share),
     ]
+    return [replace(row, note=note) for row in rows]
+
+
+def limit_rows(head: Head, what: dict[str, str], shape: Shape, *, quick: bool) -> list[Row]:
+    """Against the bare matrix products, and a quarter of the tokens against all of them."""
+    quarter = head.part(shape.tokens // 4)
+    timed = interleave(
+        {
+            "forward": lambda: forward(head),
+            "gradient": lambda: gradient(head),
+            "quarter": lambda: gradient(quarter),
+            **_products(head),
+        },
+        repeats=2 if quick else 3,
+        warmup=1 if quick else 0,
+        patience=PATIENCE,
+    )
+    goal, some = ("", "") if quick else ("<= 1.10", ">= 3.5")
+    rows = []
     for dtype in ("bf16", "fp32"):
-        note = f"h @ W.T in {dtype}"
+        forward_name, gradient_name = f"h @ W.T in {dtype}", f"h @ W.T in {dtype} and p @ W"
         if f"h @ W.T {dtype}" not in timed:
-            rows.append(unmeasured(what["forward"], note, NO_BF16, limit))
-            rows.append(unmeasured(what["gradient"], note + " and p @ W", NO_BF16, limit))
+            rows.append(unmeasured(what["forward"], forward_name, NO_BF16, goal))
+            rows.append(unmeasured(what["gradient"], gradient_name, NO_BF16, goal))
             continue
-        rows.append(_cpu(what["forward"], timed, "forward", f"h @ W.T {dtype}", limit, note))
+        rows.append(_cpu(what["forward"], timed, "forward", f"h @ W.T {dtype}", goal, forward_name))
         both = timed[f"h @ W.T {dtype}"].cpu + timed[f"p @ W {dtype}"].cpu
-        ours = timed["gradient"].cpu
-        rows.append(compare(what["gradient"], ours * MS, both * MS, note + " and p @ W", "ms CPU", limit))
-    rows.append(_cpu(f"a quarter of the tokens, bf16 {shape}", timed, "quarter", "gradient", some, "all tokens"))
-    del timed
-    return [
-        *rows,
-        *naive_fp32_rows(head, what, quick=quick),
-        *(_peer_row(what["gradient"], head, name, build, quick=quick) for name, build in PEERS.items()),
-    ]
+        rows.append(compare(what["gradient"], timed["gradient"].cpu * MS, both * MS, gradient_name, "ms CPU", goal))
+    return [*rows, _cpu(f"a quarter of the tokens, bf16 {shape}", timed, "quarter", "gradient", some, "all tokens")]
 
 
 def _products(head: Head) -> dict[str, peers.Run]:
@@ -158,33 +177,41 @@ PEERS: dict[str, Callable[[Head], peers.Run]] = {
 }
 
 
-def _peer_row(what: str, head: Head, name: str, build: Callable[[Head], peers.Run], *, quick: bool) -> Row:
-    """One other library. Where all tokens would take it longer than LONGEST, both sides get the first of them."""
+def _peer_row(what: str, head: Head, name: str, build: Callable[[Head], peers.Run], quick: bool, limit: float) -> Row:
+    """One other library."""
     goal = ">= 1"
     if quick and name.startswith("cut"):
         return unmeasured(what, name, "compiles for a minute; left out of --quick", goal)
     try:
-        build(head.part(16))()  # imports and compiles
-        few = head.part(32)
-        expected = interleave({name: build(few)}, repeats=1, warmup=0)[name].cpu * len(head.hidden) / len(few.hidden)
-        tokens = len(head.hidden) if expected <= LONGEST else max(32, int(len(head.hidden) * LONGEST / expected))
-        part = head.part(tokens)
+        part, note = _fitting(head, build, limit)
         run = build(part)
+        timed = interleave({"gradient": lambda: gradient(part), name: run}, repeats=1, warmup=0)
     except Unavailable as reason:
         return unmeasured(what, name, str(reason), goal)
-    timed = interleave({"gradient": lambda: gradient(part), name: run}, repeats=1, warmup=0)
-    note = "" if tokens == len(head.hidden) else f"first {tokens} tokens, both"
-    row = _cpu(what, timed, "gradient", name, "" if quick else goal)
-    return replace(row, note=note)
+    return replace(_cpu(what, timed, "gradient", name, "" if quick else goal), note=note)
 
 
-def fp32_rows(*, quick: bool) -> list[Row]:
+def _fitting(head: Head, build: Callable[[Head], peers.Run], limit: float) -> tuple[Head, str]:
+    """As many of the tokens as a peer takes `limit` CPU seconds for, and a note where these are not all.
+
+    Time grows with the tokens; ours loses by the cut, since it prepares the weight whatever their number.
+    """
+    build(head.part(16))()  # imports and compiles
+    few, tokens = head.part(32), len(head.hidden)
+    expected = interleave({"few": build(few)}, repeats=1, warmup=0)["few"].cpu * tokens / len(few.hidden)
+    if expected <= limit:
+        return head, ""
+    some = max(32, int(tokens * limit / expected))
+    return head.part(some), f"first {some} tokens, both sides: all would take the peer {expected:.0f} s"
+
+
+def fp32_rows(*, quick: bool, limit: float) -> list[Row]:
     """The fp32 forward must not lose to naive while it saves the memory."""
     shape = (QUICK if quick else FULL)[1]
     head = Head.random(shape.tokens, shape.width, shape.vocabulary, torch.float32)
     timed = interleave(
         {"forward": lambda: forward(head), "naive": lambda: peers.naive_forward(head)},
-        repeats=2 if quick else 5,
+        repeats=2 if quick else 3,
         memory=True,
     )
     what = f"log-prob + entropy, fp32 {shape}"
@@ -192,7 +219,7 @@ def fp32_rows(*, quick: bool) -> list[Row]:
     return [_cpu(what, timed, "forward", "naive", speed), _memory(what, timed, "forward", "naive", share)]
 
 
-def advantage_rows(*, quick: bool) -> list[Row]:
+def advantage_rows(*, quick: bool, limit: float) -> list[Row]:
     """32,768 tokens of 164 actions of very different lengths, 4 groups."""
     tokens, actions = (4096, 24) if quick else (32768, 164)
     generator = torch.Generator().manual_seed(0)
@@ -215,7 +242,7 @@ def advantage_rows(*, quick: bool) -> list[Row]:
     return [*rows, compare(what, mine, 0.5, "the limit set", "ms CPU", "" if quick else "<= 1")]
 
 
-def lora_rows(*, quick: bool) -> list[Row]:
+def lora_rows(*, quick: bool, limit: float) -> list[Row]:
     """Forward and backward of 8 roles over 576 -> 1536, rank 16."""
     roles, tokens, width, out, rank = (8, 512, 128, 256, 16) if quick else (8, 4096, 576, 1536, 16)
     rows = []
@@ -263,8 +290,8 @@ def gradient(head: Head) -> Tensor:
 
 
 SECTIONS: dict[str, Callable[..., list[Row]]] = {
-    "wide": lambda *, quick: head_rows((QUICK if quick else FULL)[0], quick=quick),
-    "long": lambda *, quick: head_rows((QUICK if quick else FULL)[1], quick=quick),
+    "wide": lambda quick, limit: head_rows((QUICK if quick else FULL)[0], quick=quick, limit=limit),
+    "long": lambda quick, limit: head_rows((QUICK if quick else FULL)[1], quick=quick, limit=limit),
     "fp32": fp32_rows,
     "advantage": advantage_rows,
     "lora": lora_rows,
