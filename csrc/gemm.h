@@ -1,5 +1,6 @@
-// Products of small fp32 tiles. Each element of C is a chain of multiply-adds in ascending order of the inner index,
-// cut at fixed places: the bits of a token's result depend on that token alone, not on the batch around it.
+// Products of small fp32 tiles. Each element of C is a sum of short chains of multiply-adds in ascending order of the
+// inner index, cut at fixed places: errors grow with the length of a chain, not with that of the sum, and the bits of a
+// token's result depend on that token alone, not on the batch around it.
 //
 // A slab holds rows of a matrix, TALL of them, in blocks of ROWS columns: [width / ROWS][TALL][ROWS]. So both products
 // below read it as one stream, the slab's rows against its columns and the other way round.
@@ -19,20 +20,16 @@ constexpr int64_t BLOCK = static_cast<int64_t>(TALL) * ROWS + LANES;
 
 static_assert(ROWS <= LANES);
 
+// C = sum, or C += sum.
 template <int R, int V>
-inline __attribute__((always_inline)) void load_tile(F (&sum)[R][V], const float* c, int64_t ldc, bool add) {
+inline __attribute__((always_inline)) void store_tile(const F (&sum)[R][V], float* c, int64_t ldc, bool add) {
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) sum[r][v] = add ? load(c + r * ldc + v * LANES) : F{};
-}
-
-template <int R, int V>
-inline __attribute__((always_inline)) void store_tile(const F (&sum)[R][V], float* c, int64_t ldc) {
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) store(c + r * ldc + v * LANES, sum[r][v]);
+    for (int v = 0; v < V; ++v) {
+      float* const at = c + r * ldc + v * LANES;
+      store(at, add ? load(at) + sum[r][v] : sum[r][v]);
+    }
 }
 
 // sum[R][V vectors] += A[R][depth] B[depth][V vectors], with A(r, d) = a[r * ROW + d * STEP]. Where AHEAD is not 0,
@@ -70,13 +67,12 @@ inline void slab_by(int64_t width, int64_t rows, const float* slab, const float*
     const int64_t stop = first + PASS < whole ? first + PASS : whole;
     const bool last = first + PASS > whole;
     for (int64_t r = 0; r < rows; r += ROWS) {
-      F sum[ROWS][V];
-      load_tile(sum, c + r * ldc, ldc, first > 0);
+      F sum[ROWS][V] = {};
       const float *left = slab + first * NEXT + r * ROWS, *right = b + first * ROWS * ldb;
       for (int64_t k = first; k < stop; ++k, left += NEXT, right += ROWS * ldb)
         accumulate<ROWS, 1, NEXT>(sum, ROWS, left, right, ldb);
       if (last) accumulate<ROWS, 1, 0>(sum, rest, left, right, ldb);
-      store_tile(sum, c + r * ldc, ldc);
+      store_tile(sum, c + r * ldc, ldc, first > 0);
     }
   }
 }
@@ -89,10 +85,9 @@ inline void block_edge(int64_t rows, int64_t depth, const float* block, const fl
     if constexpr (R > 1) block_edge<R - 1, V>(rows, depth, block, b, ldb, c, ldc);
     return;
   }
-  F sum[R][V];
-  load_tile(sum, c, ldc, true);
+  F sum[R][V] = {};
   accumulate<1, ROWS, 0>(sum, depth, block, b, ldb);
-  store_tile(sum, c, ldc);
+  store_tile(sum, c, ldc, true);
 }
 
 // C[width][V vectors] += slab' [width][depth] . b [depth][V vectors].
@@ -101,12 +96,11 @@ inline void slab_transposed_by(int64_t width, int64_t depth, const float* slab, 
                                int64_t ldc) {
   int64_t k = 0;
   for (; k + ROWS <= width; k += ROWS, slab += BLOCK<TALL>, c += ROWS * ldc) {
-    F sum[ROWS][V];
-    load_tile(sum, c, ldc, true);
+    F sum[ROWS][V] = {};
     for (int r = 0; r < ROWS; ++r)
-      for (int v = 0; v < V; ++v) __builtin_prefetch(c + (ROWS + r) * ldc + v * LANES, 1);
+      for (int v = 0; v < V; ++v) __builtin_prefetch(c + r * ldc + v * LANES, 1);
     accumulate<1, ROWS, 0>(sum, depth, slab, b, ldb);
-    store_tile(sum, c, ldc);
+    store_tile(sum, c, ldc, true);
   }
   if (k < width) block_edge<ROWS - 1, V>(width - k, depth, slab, b, ldb, c, ldc);
 }
@@ -117,10 +111,9 @@ template <int ROW, int STEP>
 inline void outer(int64_t rows, int64_t width, int64_t depth, const float* a, const float* b, float* c) {
   for (int64_t k = 0; k < width; k += COLUMNS)
     for (int64_t r = 0; r < rows; r += ROWS) {
-      F sum[ROWS][2];
-      load_tile(sum, c + r * width + k, width, true);
+      F sum[ROWS][2] = {};
       accumulate<ROW, STEP, 0>(sum, depth, a + r * ROW, b + k, width);
-      store_tile(sum, c + r * width + k, width);
+      store_tile(sum, c + r * width + k, width, true);
     }
 }
 
