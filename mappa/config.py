@@ -13,7 +13,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
@@ -91,6 +91,20 @@ class RolloutConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     deadline: Annotated[float, _doc("seconds an episode may take before it is counted as lost", gt=0)] = 600.0
 
 
+_Share = Annotated[float, Meta(ge=0, le=1)]
+
+
+class RoleLearnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one role does in another way than `learn` says; what is not given is as there."""
+
+    lr: Annotated[Annotated[float, Meta(gt=0)] | None, _doc("peak learning rate")] = None
+    schedule: Annotated[Literal["cosine", "constant"] | None, _doc("learning rate after the warm-up")] = None
+    lr_final: Annotated[_Share | None, _doc("learning rate at the last step, as a share of the peak")] = None
+    warmup: Annotated[Annotated[int, Meta(ge=0)] | None, _doc("steps of linear warm-up")] = None
+    clip_norm: Annotated[Annotated[float, Meta(ge=0)] | None, _doc("gradient norm limit; 0 = none")] = None
+    frozen: Annotated[bool, _doc("act with it, never change it")] = False
+
+
 class LearnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The update: adapters, optimiser, objective, DeepSpeed."""
 
@@ -117,6 +131,9 @@ class LearnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         int, _doc("lowest decoder layer with adapters: the layers below are shared with the reference model", ge=0)
     ] = 0
     lr: Annotated[float, _doc("peak learning rate", gt=0)] = 2e-4
+    schedule: Annotated[
+        Literal["cosine", "constant"], _doc("learning rate after the warm-up: falling to lr_final, or as it is")
+    ] = "cosine"
     lr_final: Annotated[float, _doc("learning rate at the last step, as a share of the peak", ge=0, le=1)] = 0.1
     warmup: Annotated[int, _doc("steps of linear warm-up", ge=0)] = 0
     betas: Annotated[tuple[float, float], _doc("AdamW betas")] = (0.9, 0.95)
@@ -130,8 +147,24 @@ class LearnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ] = 1e-8
     weight_decay: Annotated[float, _doc("AdamW weight decay", ge=0)] = 0.0
     clip_norm: Annotated[float, _doc("gradient norm limit of each role on its own; 0 = none", ge=0)] = 1.0
+    role: Annotated[
+        dict[str, RoleLearnConfig], _doc("a role's own settings, such as [learn.role.modeler] lr = 1e-4")
+    ] = msgspec.field(default_factory=dict)
+    loss: Annotated[
+        Literal["ppo", "reinforce", "cispo", "gspo"], _doc("objective; mappa_kernels.policy_loss says what each is")
+    ] = "ppo"
     beta: Annotated[float, _doc("weight of the per-token KL to the base in the reward", ge=0)] = 0.01
-    clip: Annotated[float, _doc("PPO clip range of the ratio to the sampler's policy", gt=0)] = 0.2
+    clip: Annotated[float, _doc("PPO clip range of the ratio to the sampler's policy", gt=0, le=1)] = 0.2
+    clip_high: Annotated[float, _doc("its upper side where that differs; 0 = as clip", ge=0)] = 0.0
+    tis_cap: Annotated[
+        float,
+        _doc(
+            "weigh tokens by the learner's over the sampler's probability, cut off here, and take the ratio to the "
+            "learner's own policy; 0 = take the ratio to the sampler's",
+            ge=0,
+        ),
+    ] = 0.0
+    epochs: Annotated[int, _doc("optimiser steps on each batch", ge=1)] = 1
     mask_truncated: Annotated[
         bool,
         _doc(
@@ -146,7 +179,23 @@ class LearnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     tokens_per_micro_batch: Annotated[
         int, _doc("packed tokens per forward and backward pass on one rank, prefixes counted once", ge=64)
     ] = 2048
-    zero_stage: Annotated[Literal[0, 1, 2], _doc("DeepSpeed ZeRO stage")] = 2
+    checkpoint_activations: Annotated[
+        bool, _doc("keep one hidden state per layer and compute the rest again in the backward pass")
+    ] = False
+    zero_stage: Annotated[
+        Literal[0, 1, 2, 3], _doc("DeepSpeed ZeRO stage; adapters are small, so 3 pays only with shard_base")
+    ] = 2
+    shard_base: Annotated[
+        bool,
+        _doc("ZeRO-3: divide the frozen base among the ranks too, gathered layer by layer; no sampler can use it then"),
+    ] = False
+    offload: Annotated[bool, _doc("ZeRO 1 to 3: keep optimiser state in host memory and update there")] = False
+
+
+def role_setting(config: LearnConfig, role: str, name: str) -> Any:
+    """A setting as it holds for `role`: its own where it has one, else that of all."""
+    own = getattr(config.role.get(role), name, None)
+    return getattr(config, name) if own is None else own
 
 
 class EvaluateConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -203,9 +252,15 @@ def config_from(raw: dict[str, Any], *, where: str = "config") -> Config:
     _refuse_unknown(raw, Config, prefix="", where=where)
     try:
         # TOML has no tuples and writes 1 where 1.0 is meant; everything else must be of its type.
-        return msgspec.convert(raw, Config, strict=True)
+        config = msgspec.convert(raw, Config, strict=True)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}: {_readable(str(error))}") from None
+    if config.learn.shard_base:
+        raise ConfigError(
+            f"{where}: learn.shard_base divides the base that sampler.kind='local' generates with; leave it out here. "
+            "It is for learners whose samples come from elsewhere"
+        )
+    return config
 
 
 def cache_home() -> Path:
@@ -256,14 +311,21 @@ def _refuse_unknown(raw: dict[str, Any], struct: type[Struct], *, prefix: str, w
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(sorted(known))}"
             raise ConfigError(f"{where}: unknown key {prefix}{name}; {hint}")
-        inner = _struct_of(known[name].type)
+        inner, by_name = _struct_of(known[name].type)
         if inner is not None and isinstance(value, dict):
-            _refuse_unknown(value, inner, prefix=f"{prefix}{name}.", where=where)
+            sections = {f"{prefix}{name}.{key}.": part for key, part in value.items()} if by_name else {}
+            for place, part in (sections or {f"{prefix}{name}.": value}).items():
+                if isinstance(part, dict):
+                    _refuse_unknown(part, inner, prefix=place, where=where)
 
 
-def _struct_of(annotation: Any) -> type[Struct] | None:
-    kind = get_args(annotation)[0] if get_args(annotation) else annotation
-    return kind if isinstance(kind, type) and issubclass(kind, Struct) else None
+def _struct_of(annotation: Any) -> tuple[type[Struct] | None, bool]:
+    """The section an annotation stands for, if any, and whether it is one of several that go by name."""
+    kind = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    by_name = get_origin(kind) is dict
+    if by_name:
+        kind = get_args(kind)[1]
+    return (kind, by_name) if isinstance(kind, type) and issubclass(kind, Struct) else (None, False)
 
 
 def _readable(message: str) -> str:
@@ -276,13 +338,23 @@ def _fields(struct: type[Struct], prefix: str) -> Iterator[tuple[str, str, Any, 
     hints = get_type_hints(struct, include_extras=True)
     for field in msgspec.structs.fields(struct):
         kind, meta = get_args(hints[field.name])
-        inner = _struct_of(hints[field.name])
+        inner, by_name = _struct_of(hints[field.name])
         if inner is not None:
-            yield from _fields(inner, f"{prefix}{field.name}.")
+            yield from _fields(inner, f"{prefix}{field.name}.{'NAME.' if by_name else ''}")
         else:
-            choices = get_args(kind) if "Literal" in str(kind) else ()
-            shown = " | ".join(map(repr, choices)) if choices else getattr(kind, "__name__", str(kind))
+            shown = _readable_type(kind)
             yield f"{prefix}{field.name}", shown, field.default, meta.description
+
+
+def _readable_type(kind: Any) -> str:
+    """`float`, `'a' | 'b'`, `int | None`."""
+    if get_origin(kind) is Annotated:
+        return _readable_type(get_args(kind)[0])
+    if get_origin(kind) is Literal:
+        return " | ".join(map(repr, get_args(kind)))
+    if type(None) in get_args(kind):
+        return f"{_readable_type(get_args(kind)[0])} | None"
+    return getattr(kind, "__name__", str(kind))
 
 
 def _flatten(config: Struct, prefix: str = "") -> Iterator[tuple[str, Any]]:

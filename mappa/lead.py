@@ -16,13 +16,14 @@ from mappa.evaluate import Mode, evaluate
 from mappa.journal import Journal
 from mappa.learn import Learner, LearnReport
 from mappa.learn.packing import split_by_cost
+from mappa.learn.report import peak_memory_gb
 from mappa.observe.curves import curves
 from mappa.observe.evaluation import EvaluationResult, evaluation_text
 from mappa.observe.metrics import Seconds, append_metrics, read_metrics
 from mappa.observe.progress import Progress
 from mappa.observe.scalars import Scalars
 from mappa.observe.speed import speed_of, speed_text
-from mappa.observe.step import peak_memory_gb, step_metrics
+from mappa.observe.step import step_metrics
 from mappa.observe.summary import Summary, replace_file, write_summary
 from mappa.rollout.loop import Job
 from mappa.rollout.samples import samples_of

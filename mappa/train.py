@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -61,7 +62,12 @@ def _start_learner(config: Config, lead: Lead | None) -> Learner:
 
     roles = tuple(role.name for role in load_system(config.system).roles)
     settings = replace(config.learn, model=config.model, dtype=config.dtype, roles=roles, seed=config.seed)
-    learner = Learner(settings, temperature=config.sampler.temperature, total_steps=config.steps)
+    learner = Learner(
+        settings,
+        temperature=config.sampler.temperature,
+        total_steps=config.steps,
+        faults=Path(config.runs) / config.name / "faults",
+    )
     found = ranks.broadcast(lead.run.last_checkpoint() if lead is not None else None)
     if found is not None:
         checkpoint.restore(learner, found)

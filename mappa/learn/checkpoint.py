@@ -3,6 +3,7 @@
     step-000003/
         adapters/ROLE/                  PEFT folders
         moments.safetensors             exp_avg and exp_avg_sq by role and layer, fp32
+        rng.safetensors                 the state of torch's generator on rank 0
         state.json                      counters and the settings that must agree
         manifest.json                   sha256 of every other file, written last
 
@@ -73,12 +74,13 @@ def restore(learner: Learner, folder: Path) -> None:
         weights = read_adapter(folder / "adapters" / role)
         for layer, pair in adapter.items():
             for letter, parameter, value in zip("AB", pair, weights[layer], strict=True):
-                _set_weight(parameter, value)
+                set_weight(parameter, value)
                 for moment in _MOMENTS:
                     _set_moment(learner, parameter, moments[_key(role, layer, letter, moment)], moment)
-    for group in learner.optimizer.param_groups:
-        for parameter in group["params"]:
-            learner.optimizer.state[parameter]["step"].fill_(state.optimizer_steps[group["name"]])
+    for role, tensors in zip(config.roles, learner.stepped(), strict=True):
+        for tensor in tensors:
+            learner.optimizer.state[tensor]["step"].fill_(state.optimizer_steps[role])
+    torch.set_rng_state(load_file(folder / "rng.safetensors")["torch"])
     learner.steps = state.steps
 
 
@@ -127,11 +129,12 @@ def _write(learner: Learner, folder: Path, moments: dict[str, torch.Tensor]) -> 
     for role in learner.config.roles:
         learner.export(role, building / "adapters" / role)
     save_file(moments, building / "moments.safetensors")
-    steps = {
-        group["name"]: float(learner.optimizer.state[group["params"][0]]["step"])
-        for group in learner.optimizer.param_groups
-    }
+    save_file({"torch": torch.get_rng_state()}, building / "rng.safetensors")
     config = learner.config
+    steps = {
+        role: float(learner.optimizer.state[tensors[0]]["step"])
+        for role, tensors in zip(config.roles, learner.stepped(), strict=True)
+    }
     state = State(learner.steps, steps, config.roles, config.rank, config.targets, config.first_layer)
     (building / "state.json").write_bytes(encode(state))
     files = sorted(path for path in building.rglob("*") if path.is_file())
@@ -157,8 +160,8 @@ def _key(role: str, layer: str, letter: str, moment: str) -> str:
 
 
 def _moment(learner: Learner, parameter: torch.Tensor, key: str) -> torch.Tensor:
-    """The whole of one parameter's moment, wherever its parts are."""
-    if parameter in learner.optimizer.state:  # not sharded
+    """The whole of one parameter's moment, wherever its parts are (collective where it is divided)."""
+    if parameter in learner.optimizer.state:
         value: torch.Tensor = learner.optimizer.state[parameter][key]
         return value.clone()
     from deepspeed.utils import safe_get_full_optimizer_state
@@ -172,17 +175,34 @@ def _set_moment(learner: Learner, parameter: torch.Tensor, value: torch.Tensor, 
     if parameter in learner.optimizer.state:
         learner.optimizer.state[parameter][key].copy_(value)
         return
-    from deepspeed.utils import safe_set_full_optimizer_state
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
-    safe_set_full_optimizer_state(parameter, value, key)
+    if hasattr(parameter, "ds_id"):
+        safe_set_local_optimizer_state(parameter, _piece(parameter, value), key)
+    else:
+        safe_set_full_optimizer_state(parameter, value, key)
 
 
-def _set_weight(parameter: torch.Tensor, value: torch.Tensor) -> None:
+def set_weight(parameter: torch.Tensor, value: torch.Tensor) -> None:
+    """Change a parameter, and the copy that ZeRO updates, where there is one."""
     parameter.data.copy_(value)
-    if hasattr(parameter, "_hp_mapping"):
+    if hasattr(parameter, "ds_id"):
+        from deepspeed.utils import safe_set_local_fp32_param
+
+        safe_set_local_fp32_param(parameter, _piece(parameter, value))
+    elif hasattr(parameter, "_hp_mapping"):
         from deepspeed.utils import safe_set_full_fp32_param
 
         safe_set_full_fp32_param(parameter, value)
+
+
+def _piece(parameter: Any, value: torch.Tensor) -> torch.Tensor:
+    """What this rank holds of `value` under ZeRO-3. DeepSpeed's own way of setting a whole parameter fails where the
+    ranks do not divide it evenly."""
+    size: int = parameter.ds_tensor.ds_numel
+    padded = value.new_zeros(size * ranks.world_size())
+    padded[: value.numel()] = value.flatten()
+    return padded[size * ranks.rank() :][:size]
 
 
 def _digest(path: Path) -> str:

@@ -18,16 +18,11 @@ Weights = Mapping[str, tuple[nn.Parameter, nn.Parameter]]
 
 
 def start_engine(module: nn.Module, adapters: Mapping[str, Weights], config: LearnConfig) -> tuple[Any, RoleAdamW]:
-    """Initialise DeepSpeed over `module`. Joins the process group there is, makes one under torchrun, else a group of
-    one. Returns the engine and the optimizer, whose groups are in the order of `adapters`."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    """Initialise DeepSpeed over `module`, in the process group that `join` found or made. Returns the engine and the
+    optimizer, whose groups are in the order of `adapters`."""
     deepspeed = _deepspeed()
-    _join(deepspeed)
     optimizer = RoleAdamW(
         [{"name": role, "params": _flat(weights)} for role, weights in adapters.items()],
-        clip_norm=config.clip_norm,
-        sharded=config.zero_stage > 0,
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,
@@ -43,17 +38,58 @@ def start_engine(module: nn.Module, adapters: Mapping[str, Weights], config: Lea
             "gradient_accumulation_steps": 1,  # boundaries are set by hand: their number changes per step
             "gradient_clipping": 0.0,  # the default, 1.0, clips all roles together; ours are clipped each on its own
             "zero_allow_untested_optimizer": True,
-            "zero_optimization": {
-                "stage": config.zero_stage,
-                "overlap_comm": False,
-                "contiguous_gradients": True,
-                "reduce_bucket_size": 50_000_000,
-            },
+            "zero_force_ds_cpu_optimizer": False,
+            "zero_optimization": _zero(config, max(p.numel() for w in adapters.values() for p in _flat(w))),
             "steps_per_print": 10**9,
         },
     )
     _create_moments(engine, optimizer)
+    if config.zero_stage == 3:
+        whole = [p for weights in adapters.values() for p in _flat(weights)]
+        whole[0].all_gather(whole)  # type: ignore[attr-defined]
     return engine, optimizer
+
+
+def _zero(config: LearnConfig, largest: int) -> dict[str, Any]:
+    """`largest`: elements of the largest matrix of an adapter."""
+    settings: dict[str, Any] = {
+        "stage": config.zero_stage,
+        "overlap_comm": False,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": 50_000_000,
+    }
+    if config.offload and config.zero_stage > 0:
+        settings["offload_optimizer"] = {"device": "cpu"}
+    if config.zero_stage == 3:
+        # Adapters stay whole on every rank, so that one can publish them without the others. What is divided is their
+        # optimiser state, and every matrix of the base, all of which are larger.
+        settings["stage3_param_persistence_threshold"] = largest
+        # Micro-batches differ in which nodes they have; there is no fixed order of use to prefetch by.
+        settings["stage3_prefetch_bucket_size"] = 0
+        settings["stage3_max_reuse_distance"] = 0
+    return settings
+
+
+def gradients(engine: Any, optimizer: RoleAdamW) -> list[list[torch.Tensor]]:
+    """This rank's part of every group's gradient, after the backward pass at a boundary and before the step."""
+    if not engine.zero_optimization():
+        return [[p.grad for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
+    zero = engine.optimizer
+    flat = getattr(zero, "single_partition_of_fp32_groups", None) or getattr(zero, "fp32_partitioned_groups_flat", [])
+    found = []
+    for index in range(len(optimizer.param_groups)):
+        parts = zero.averaged_gradients.get(index)
+        if parts is None:  # offloaded: they are where the update will be made
+            parts = [] if flat[index].grad is None else [flat[index].grad]
+        found.append([part for part in parts if part is not None])
+    return found
+
+
+def stepped(engine: Any, optimizer: RoleAdamW) -> list[list[torch.Tensor]]:
+    """The tensors that optimizer state belongs to, by group: parameters, or this rank's pieces of them under ZeRO."""
+    if engine.zero_optimization_stage() == 3:  # takes them out of the groups between steps
+        return [[piece] for piece in engine.optimizer.fp32_partitioned_groups_flat]
+    return [group["params"] for group in optimizer.param_groups]
 
 
 def _flat(weights: Weights) -> list[nn.Parameter]:
@@ -66,19 +102,20 @@ def _create_moments(engine: Any, optimizer: RoleAdamW) -> None:
     ZeRO links them at the first step, and never again: the state of a role absent from that step would be lost to
     checkpoints, and a restored learner could not take its moments in.
     """
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            optimizer.state[parameter] = {
+    for tensors in stepped(engine, optimizer):
+        for tensor in tensors:
+            optimizer.state[tensor] = {
                 "step": torch.zeros(()),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
+                "exp_avg": torch.zeros_like(tensor),
+                "exp_avg_sq": torch.zeros_like(tensor),
             }
-    if engine.zero_optimization():
+    if engine.zero_optimization() and engine.zero_optimization_stage() < 3:
         engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
-def _join(deepspeed: Any) -> None:
-    """Use the process group there is; otherwise torchrun's, otherwise a group of one on a port nobody else has."""
+def join() -> None:
+    """Use the process group there is; otherwise torchrun's, otherwise a group of one that needs no port."""
+    deepspeed = _deepspeed()
     if torch.distributed.is_initialized():
         deepspeed.init_distributed(verbose=False)
         return
@@ -97,6 +134,8 @@ def _deepspeed() -> Any:
     compiler, a line on stdout, and a lock file that a killed process leaves behind for the next to wait on. Nothing
     here calls it; without it DeepSpeed takes gloo's.
     """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     import deepspeed
     from deepspeed.utils import logger

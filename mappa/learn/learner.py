@@ -1,11 +1,11 @@
 """The learner: samples of all roles in, one update of their adapters out.
 
-    check -> pack -> reference log-probs (adapters off) -> advantages -> forward and backward per micro-batch -> step
+    check -> pack -> reference and old log-probs -> advantages -> forward and backward per micro-batch -> step
 
 Per action token r_t = -beta (log pi - log pi_ref)_t, plus score / 10 at the action's last token; A_t is the sum of what
-follows within the action, normalised once per group over the batch of all ranks; PPO clip, mean over all action tokens.
-The loss of a rank is its sum over action tokens times the number of ranks over the GLOBAL token count, which undoes
-DeepSpeed's averaging: how samples are spread over ranks and micro-batches changes nothing but rounding.
+follows within the action, normalised once per group over the batch of all ranks; the loss is a mean over all action
+tokens. The loss of a rank is its sum over action tokens times the number of ranks over the GLOBAL token count, which
+undoes DeepSpeed's averaging: how samples are spread over ranks and micro-batches changes nothing but rounding.
 """
 
 from __future__ import annotations
@@ -13,58 +13,91 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import torch
-from torch import nn
 
-from mappa.config import LearnConfig
-from mappa.errors import LearnError, NonFiniteError
+from mappa.config import LearnConfig, role_setting
+from mappa.errors import AdapterError, LearnError
 from mappa.learn import checkpoint, ranks
-from mappa.learn.adapters import write_adapter
-from mappa.learn.engine import start_engine
+from mappa.learn.adapters import read_adapter, write_adapter
+from mappa.learn.batch import Part, advantages_of, in_step, live, loss_batch, prepare
+from mappa.learn.clock import Clock
+from mappa.learn.engine import join, start_engine, stepped
+from mappa.learn.finite import FiniteCheck, clip_scales
+from mappa.learn.loss import Coefficients
 from mappa.learn.optimizer import learning_rate
-from mappa.learn.packing import MicroBatch, pack, padding
-from mappa.learn.report import LearnReport, Tally
+from mappa.learn.packing import pack
+from mappa.learn.passes import Policy, Prepared
+from mappa.learn.report import LearnReport, Tally, peak_memory_gb
 from mappa.learn.samples import action_tokens, check_samples, learnable
-from mappa.model.attention import decode_layers
 from mappa.model.base import Base, load_base
-from mappa.model.lora import Adapter, add_roles, new_adapter
+from mappa.model.lora import Adapter, add_roles, check_adapter, new_adapter
 from mappa.types import Sample
-from mappa_kernels import linear_logprob, policy_loss, process_advantage
 
 
 class Learner:
     """Trains one LoRA adapter per role over one frozen base, with DeepSpeed.
 
-    Works in one process without torchrun, and on every rank under torchrun. `step` is collective: every rank calls it
-    with its own samples, possibly none. `steps` counts the updates done.
+    Works in one process without torchrun, on every rank under torchrun, and inside a process group that is there
+    already. `step`, `logprobs` with a divided base, `save` and `load` are collective: every rank calls them, `step`
+    with its own samples, possibly none. `steps` counts the batches done; the adapters' version is `steps`.
     """
 
     def __init__(
-        self, config: LearnConfig, base: Base | None = None, *, temperature: float = 1.0, total_steps: int = 1000
+        self,
+        config: LearnConfig,
+        base: Base | None = None,
+        *,
+        temperature: float = 1.0,
+        total_steps: int = 1000,
+        faults: Path | None = None,
     ) -> None:
         """`base` shares an already loaded model. `temperature` is that of the sampler whose log-probs the samples
-        carry; `total_steps` is where the learning-rate schedule ends."""
-        if not config.roles or len(set(config.roles)) != len(config.roles):
-            raise LearnError(f"learn.roles must name at least one role, each once; it is {config.roles}")
+        carry; `total_steps` is where the learning-rate schedule ends; under `faults` a batch that met a NaN is kept.
+
+        Raises LearnError for settings that contradict each other or differ between ranks, ModelError for the base.
+        """
+        _check_config(config)
         self.config = config
         self.base = base if base is not None else load_base(config.model, config.dtype)
+        self.base.model.to(ranks.device())
         self.temperature = temperature
         self.total_steps = total_steps
+        self.faults = faults
         self.steps = 0
         self.router, self.layers = add_roles(
             self.base.model, config.targets, config.first_layer, config.alpha / config.rank
         )
         generator = torch.Generator().manual_seed(config.seed)
         self.adapters = {role: new_adapter(self.layers, config.rank, generator) for role in config.roles}
-        self._engine, self.optimizer = start_engine(_Policy(self), self.adapters, config)
+        join()
+        _agree(config, temperature, total_steps)
+        self._policy = Policy(self.base, self.router, self.adapters, config, temperature)
+        self._engine, self.optimizer = start_engine(self._policy, self.adapters, config)
 
     def adapter(self, role: str) -> Adapter:
         """The role's current weights, by module name."""
         return self.adapters[role]
 
+    def stepped(self) -> list[list[torch.Tensor]]:
+        """The tensors that optimizer state belongs to, by role: the adapters, or this rank's pieces of them."""
+        return stepped(self._engine, self.optimizer)
+
     def export(self, role: str, folder: str | Path) -> None:
         """Write the role's adapter as a PEFT folder."""
         write_adapter(Path(folder), self.adapters[role], self.config, len(self.base.decoder.layers))
+
+    def adopt(self, role: str, folder: str | Path) -> None:
+        """Start `role` from the PEFT folder of an adapter. Raises AdapterError if it belongs to another base."""
+        weights = read_adapter(Path(folder))
+        check_adapter(self.layers, weights, str(folder))
+        for layer, pair in self.adapters[role].items():
+            for parameter, value in zip(pair, weights[layer], strict=True):
+                if parameter.shape != value.shape:
+                    raise AdapterError(
+                        f"the adapter at {folder} has rank {min(value.shape)}; learn.rank is {self.config.rank}"
+                    )
+                checkpoint.set_weight(parameter, value)
 
     def save(self, folder: str | Path) -> None:
         """Write a checkpoint (collective): adapters, optimizer moments, counters; whole or not at all."""
@@ -79,9 +112,10 @@ class Learner:
         *,
         temperature: float = 1.0,
         total_steps: int = 1000,
+        faults: Path | None = None,
     ) -> Learner:
         """A learner that goes on where `save` left off, on any number of ranks (collective). Raises CheckpointError."""
-        learner = cls(config, base, temperature=temperature, total_steps=total_steps)
+        learner = cls(config, base, temperature=temperature, total_steps=total_steps, faults=faults)
         checkpoint.restore(learner, Path(folder))
         return learner
 
@@ -90,50 +124,72 @@ class Learner:
         """Log-probs of each sample's action tokens under its role's adapter, or under the base alone."""
         check_samples(samples, self.config.roles, self.base.vocabulary)
         result = [torch.empty(0)] * len(samples)
-        for batch in pack(samples, self.config.roles, self.config.tokens_per_micro_batch):
-            values, _ = self._logprobs(batch, self._below(batch), reference=reference)
-            sizes = [action_tokens(samples[i]) for i in batch.samples]
-            for index, part in zip(batch.samples, values.split(sizes), strict=True):
+        for item in in_step(prepare(samples, self.config, self._policy), self._policy):
+            values, _ = self._policy.logprobs(item, reference=reference)
+            for index, part in item.split(values):
                 result[index] = part
         return result
 
-    def step(self, samples: Sequence[Sample]) -> LearnReport:
-        """One update from this rank's samples; every rank takes part.
+    def step(self, samples: Sequence[Sample], *, coefficients: Coefficients | None = None) -> LearnReport:
+        """One batch from this rank's samples, `epochs` updates; every rank takes part.
+
+        `coefficients` replaces the configured objective: from log-probs [N] and a LossBatch, the derivative of the
+        loss, summed over action tokens, in each log-prob. It is divided by the action tokens of all ranks.
 
         Raises LearnError or NonFiniteError on all ranks before anything is changed.
         """
+        self._policy.clock = clock = Clock()
+        with clock.measure("step"):
+            report = self._step(samples, coefficients, clock)
+        return msgspec.structs.replace(report, seconds=clock.parts())
+
+    def _step(self, samples: Sequence[Sample], coefficients: Coefficients | None, clock: Clock) -> LearnReport:
         chosen = self._accept(samples)
-        batches = pack(chosen, self.config.roles, self.config.tokens_per_micro_batch)
-        below = [self._below(batch) for batch in batches]
-        kl = self._kl_to_base(chosen, batches, below)
-        advantages = self._advantages(chosen, kl)
         tokens = ranks.total([sum(action_tokens(s) for s in chosen if s.role == role) for role in self.config.roles])
-        self._set_groups(tokens)
         if sum(tokens) == 0:
-            raise LearnError("no sample of this step can be learned from: all are cut off or unscored")
+            raise LearnError("nothing can be learned from: there is no sample, or all are cut off or unscored")
+        finite = FiniteCheck(chosen, self.steps, self.faults)
+        prepared = prepare(chosen, self.config, self._policy)
+        with clock.measure("passes"):
+            kl, old = self._before(chosen, prepared, finite)
+        advantages = advantages_of(chosen, kl, self.config)
+        finite.check("advantage", advantages)
+        parts = live(chosen, advantages, kl, old)
+        if [id(part.sample) for part in parts] != [id(sample) for sample in chosen]:
+            prepared = prepare([part.sample for part in parts], self.config, self._policy)
+        rates = self._set_groups(tokens)
         tally = Tally(self.config.roles)
-        loss_scale = ranks.world_size() / sum(tokens)
-        passes = max(1, ranks.maximum(len(batches)))
-        for index in range(passes):
-            self._engine.set_gradient_accumulation_boundary(index == passes - 1)
-            if index < len(batches):
-                inputs = _Inputs(batches[index], below[index], chosen, advantages, kl)
-                loss = self._engine(inputs, tally) * loss_scale
-            else:
-                loss = self._engine(None, tally)  # every rank reduces as often as the busiest one
-            self._check_finite(loss, batches[index] if index < len(batches) else None, chosen)
-            self._engine.backward(loss)
-        self.optimizer.norms.clear()
-        self._engine.step()
+        tally.add_samples(samples, chosen, advantages, kl)
+        scale = ranks.world_size() / sum(tokens)
+        for _ in range(self.config.epochs):
+            with clock.measure("passes"):
+                self._backward(prepared, parts, scale, tally, coefficients, finite)
+            with clock.measure("optimizer"):
+                norms = clip_scales(self._engine, self.optimizer, self.config, finite)
+                self._engine.step()
         self.steps += 1
-        return self._report(samples, chosen, batches, advantages, kl, tally)
+        computed, whole = ranks.total([sum(p.batch.tokens for p in prepared), sum(len(s.tokens) for s in chosen)])
+        return LearnReport(
+            step=self.steps,
+            roles=tally.reports(norms, rates),
+            tokens_trained=sum(tokens),
+            tokens_computed=computed,
+            tokens_unshared=whole,
+            seconds={},
+            peak_memory_gb=peak_memory_gb(),
+        )
 
     def _accept(self, samples: Sequence[Sample]) -> list[Sample]:
         """The samples that can be learned from. A fault on any rank is raised on all of them."""
         fault: LearnError | None = None
+        frozen = {role for role, own in self.config.role.items() if own.frozen}
         try:
             check_samples(samples, self.config.roles, self.base.vocabulary)
-            chosen = [sample for sample in samples if learnable(sample, mask_truncated=self.config.mask_truncated)]
+            chosen = [
+                sample
+                for sample in samples
+                if sample.role not in frozen and learnable(sample, mask_truncated=self.config.mask_truncated)
+            ]
             pack(chosen, self.config.roles, self.config.tokens_per_micro_batch)
         except LearnError as error:
             fault, chosen = error, []
@@ -141,162 +197,80 @@ class Learner:
         return chosen
 
     @torch.no_grad()
-    def _below(self, batch: MicroBatch) -> torch.Tensor:
-        """Hidden states [1, T, features] at the lowest adapted layer: the same for policy and reference."""
-        hidden = self.base.decoder.embed_tokens(batch.ids)[None]
-        if self.config.first_layer == 0:
-            return hidden
-        return decode_layers(self.base.decoder, hidden, batch.positions, batch.plan(), stop=self.config.first_layer)
+    def _before(
+        self, chosen: Sequence[Sample], prepared: Sequence[Prepared], finite: FiniteCheck
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
+        """Per sample, what must be known before the first update: log pi - log pi_ref of its action tokens, pi the
+        policy that sampled (zeros where beta is 0), and the learner's own log-probs where there will be several."""
+        config = self.config
+        kl = [torch.zeros(action_tokens(sample)) for sample in chosen]
+        old = [torch.zeros(action_tokens(sample)) for sample in chosen]
+        if config.beta == 0 and config.epochs == 1:
+            return kl, None
+        for item in in_step(prepared, self._policy):
+            if config.beta > 0:
+                for index, part in item.split(self._policy.logprobs(item, reference=True)[0]):
+                    kl[index] = torch.tensor(chosen[index].logprobs) - part
+            if config.epochs > 1:
+                for index, part in item.split(self._policy.logprobs(item)[0]):
+                    old[index] = part
+        finite.check("reference log-prob", kl)
+        finite.check("log-prob before the update", old)
+        return kl, old if config.epochs > 1 else None
 
-    def _logprobs(
-        self, batch: MicroBatch, below: torch.Tensor, *, reference: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probs and entropies [N] of the batch's action tokens."""
-        adapters = [] if reference else [self.adapters[role] for role in self.config.roles]
-        offsets = [0] if reference else batch.role_offsets
-        with self.router.route(adapters, offsets):
-            hidden = decode_layers(
-                self.base.decoder, below, batch.positions, batch.plan(), start=self.config.first_layer
-            )
-        scored = self.base.decoder.norm(hidden[0][batch.rows])
-        logprob, entropy = linear_logprob(
-            scored, self.base.head, batch.targets, temperature=self.temperature, entropy=True
-        )
-        assert entropy is not None
-        return logprob[batch.pick], entropy[batch.pick]
-
-    @torch.no_grad()
-    def _kl_to_base(
-        self, chosen: Sequence[Sample], batches: Sequence[MicroBatch], below: Sequence[torch.Tensor]
-    ) -> list[torch.Tensor]:
-        """Per sample, log pi - log pi_ref of its action tokens, pi the policy that sampled; zeros if beta is 0."""
-        result = [torch.zeros(action_tokens(sample)) for sample in chosen]
-        if self.config.beta == 0:
-            return result
-        for batch, hidden in zip(batches, below, strict=True):
-            reference, _ = self._logprobs(batch, hidden, reference=True)
-            sizes = [action_tokens(chosen[i]) for i in batch.samples]
-            for index, part in zip(batch.samples, reference.split(sizes), strict=True):
-                result[index] = torch.tensor(chosen[index].logprobs) - part
-        return result
-
-    def _advantages(self, chosen: Sequence[Sample], kl: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Per sample, the advantage of each action token, normalised over the groups of all ranks."""
-        given = [sample for sample in chosen if sample.advantages is not None]
-        if given and len(given) != len(chosen):
-            raise LearnError("some samples give advantages and some rewards; give one or the other for the whole step")
-        lengths = [end - start for sample in chosen for start, end in sample.spans]
-        sizes = [action_tokens(sample) for sample in chosen]
-        if given:
-            values = torch.tensor([a for sample in given for a in sample.advantages or ()])
-            advantage = torch.nan_to_num(values.repeat_interleave(torch.tensor(lengths)), nan=0.0)
-            return list(advantage.split(sizes))
-        names = ranks.union([(sample.role, sample.group) for sample in chosen])
-        groups = [names.index((sample.role, sample.group)) for sample in chosen for _ in sample.spans]
-        if self.config.group_by == "all":
-            groups, names = [0] * len(groups), names[:1]
-        advantage, _ = process_advantage(
-            torch.tensor([reward for sample in chosen for reward in sample.rewards], dtype=torch.float32),
-            torch.tensor([0, *lengths]).cumsum(0),
-            torch.tensor(groups, dtype=torch.int64),
-            kl=torch.cat([*kl, torch.empty(0)]),
-            beta=self.config.beta,
-            whiten=self.config.whiten,
-            n_groups=max(1, len(names)),
-            process_group=ranks.group(),
-        )
-        return list(advantage.split(sizes))
-
-    def _set_groups(self, tokens: Sequence[int]) -> None:
-        """This step's learning rate; roles without tokens anywhere are left out of it."""
-        rate = learning_rate(
-            self.steps, self.total_steps, peak=self.config.lr, final=self.config.lr_final, warmup=self.config.warmup
-        )
-        for group, count in zip(self.optimizer.param_groups, tokens, strict=True):
-            group["lr"], group["active"] = rate, count > 0
-
-    def _check_finite(self, loss: torch.Tensor, batch: MicroBatch | None, chosen: Sequence[Sample]) -> None:
-        fault: NonFiniteError | None = None
-        if batch is not None and not bool(loss.isfinite()):
-            sources = ", ".join(chosen[i].source or str(i) for i in batch.samples)
-            fault = NonFiniteError(f"the loss is {loss.item()} in the micro-batch of {sources}; nothing was updated")
-        ranks.raise_together(fault)
-
-    def _report(
+    def _backward(
         self,
-        samples: Sequence[Sample],
-        chosen: Sequence[Sample],
-        batches: Sequence[MicroBatch],
-        advantages: Sequence[torch.Tensor],
-        kl: Sequence[torch.Tensor],
+        prepared: Sequence[Prepared],
+        parts: Sequence[Part],
+        scale: float,
         tally: Tally,
-    ) -> LearnReport:
-        tally.add_samples(samples, chosen, advantages, kl)
-        roles = tally.reports(self.optimizer.norms, float(self.optimizer.param_groups[0]["lr"]))
-        trained, computed, whole = ranks.total(
-            [
-                sum(action_tokens(sample) for sample in chosen),
-                sum(batch.tokens for batch in batches),
-                sum(len(sample.tokens) for sample in chosen),
-            ]
-        )
-        return LearnReport(
-            step=self.steps, roles=roles, tokens_trained=trained, tokens_computed=computed, tokens_unshared=whole
-        )
-
-
-class _Inputs:
-    """What one forward pass of the policy needs, action tokens in the order of the micro-batch."""
-
-    def __init__(
-        self,
-        batch: MicroBatch,
-        below: torch.Tensor,
-        chosen: Sequence[Sample],
-        advantages: Sequence[torch.Tensor],
-        kl: Sequence[torch.Tensor],
+        coefficients: Coefficients | None,
+        finite: FiniteCheck,
     ) -> None:
-        self.batch = batch
-        self.below = below
-        self.samples = [chosen[i] for i in batch.samples]
-        self.behaviour = torch.tensor([value for sample in self.samples for value in sample.logprobs])
-        self.advantage = torch.cat([advantages[i] for i in batch.samples])
+        """Forward and backward of every micro-batch; every rank reduces as often as the busiest one."""
+        passes = max(1, ranks.maximum(len(prepared)))
+        for index in range(passes):
+            self._engine.set_gradient_accumulation_boundary(index == passes - 1)
+            item = prepared[index] if index < len(prepared) else None
+            inputs = None if item is None else loss_batch(item, parts, self.config)
+            loss, logprob = self._engine(item, inputs, tally, coefficients)
+            if item is not None:
+                found = dict(item.split(logprob))
+                finite.check("log-prob", list(found.values()), [parts[index].sample for index in found])
+            self._engine.backward(loss * scale)
+
+    def _set_groups(self, tokens: Sequence[int]) -> dict[str, float]:
+        """This batch's learning rates by role; roles without tokens anywhere are left out of the update."""
+        rates = {}
+        for group, count in zip(self.optimizer.param_groups, tokens, strict=True):
+            peak, final, warmup, schedule = (
+                role_setting(self.config, group["name"], name) for name in ("lr", "lr_final", "warmup", "schedule")
+            )
+            rate = learning_rate(self.steps, self.total_steps, peak=peak, final=final, warmup=warmup, schedule=schedule)
+            group["lr"] = rates[group["name"]] = rate
+            group["active"] = count > 0
+        return rates
 
 
-class _Policy(nn.Module):
-    """What DeepSpeed drives: its parameters are the adapters, its forward the summed loss of one micro-batch.
+def _check_config(config: LearnConfig) -> None:
+    """Raise LearnError for settings that contradict each other."""
+    if not config.roles or len(set(config.roles)) != len(config.roles):
+        raise LearnError(f"learn.roles must name at least one role, each once; it is {config.roles}")
+    for role in config.role:
+        if role not in config.roles:
+            raise LearnError(f"learn.role.{role} is about a role there is not; the roles are {', '.join(config.roles)}")
+    if config.shard_base and config.zero_stage != 3:
+        raise LearnError(f"learn.shard_base needs learn.zero_stage=3; it is {config.zero_stage}")
+    if config.offload and config.zero_stage == 0:
+        raise LearnError("learn.offload needs learn.zero_stage 1, 2 or 3; with 0 nothing can be moved off the device")
 
-    The frozen base is not registered here: DeepSpeed has no business with it.
-    """
 
-    def __init__(self, learner: Learner) -> None:
-        super().__init__()
-        self.weights = nn.ParameterList(
-            [tensor for adapter in learner.adapters.values() for pair in adapter.values() for tensor in pair]
-        )
-        self._learner = [learner]  # in a list: a module would register it
-
-    def forward(self, inputs: _Inputs | None, tally: Tally) -> torch.Tensor:
-        learner = self._learner[0]
-        if inputs is None:
-            # ZeRO adds up gradients of the ranks in the order in which they arrive, so that a gradient of zero has to
-            # come through the same operations as any other.
-            batch = padding(learner.config.roles)
-            logprob, _ = learner._logprobs(batch, learner._below(batch), reference=False)
-            return logprob.sum() * 0.0
-        logprob, entropy = learner._logprobs(inputs.batch, inputs.below, reference=False)
-        roles = [learner.config.roles.index(s.role) for s in inputs.samples for _ in range(action_tokens(s))]
-        result = policy_loss(
-            logprob,
-            inputs.behaviour,
-            inputs.advantage,
-            kind="ppo",
-            clip_low=learner.config.clip,
-            clip_high=learner.config.clip,
-            denominator=1.0,
-            entropy=entropy,
-            groups=torch.tensor(roles),
-            n_groups=len(learner.config.roles),
-        )
-        tally.add_pass(result.metrics)
-        return result.loss
+def _agree(config: LearnConfig, temperature: float, total_steps: int) -> None:
+    """Raise LearnError on every rank if they were not started alike: they would wait for each other for ever."""
+    mine = {name: repr(getattr(config, name)) for name in config.__struct_fields__}
+    mine |= {"temperature": repr(temperature), "total_steps": repr(total_steps)}
+    seen = ranks.union(list(mine.items()))
+    differing = sorted({name for name, value in seen if mine[name] != value})
+    # Which keys differ looks alike on every rank with two values; with more, each names those it sees.
+    if len(seen) != len(mine):
+        raise LearnError(f"the ranks were started with different settings: {', '.join(differing) or 'on other ranks'}")

@@ -8,58 +8,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
-
-from mappa.errors import NonFiniteError
 
 
 class RoleAdamW(torch.optim.AdamW):
-    """Steps the groups marked `active`, each clipped on its own; `norms` collects their gradient norms before clipping.
+    """Steps the groups marked `active`, their gradients times the group's `scale`: each role is clipped on its own.
 
-    ZeRO calls `step` once per group, plain data parallelism once for all: whoever reads `norms` clears it first.
-
-    `sharded`: every rank holds a part of each group's gradient (ZeRO 1 and up), so norms are summed over ranks.
+    ZeRO calls `step` once per group, plain data parallelism once for all.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], *, clip_norm: float, sharded: bool, **settings: Any) -> None:
-        super().__init__([{**group, "active": False} for group in groups], **settings)
-        self.clip_norm = clip_norm
-        self.sharded = sharded
-        self.norms: dict[str, float] = {}
+    def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:
+        super().__init__([{**group, "active": False, "scale": 1.0} for group in groups], **settings)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         everything = self.param_groups
         self.param_groups = [group for group in everything if group["active"] and group["params"]]
         try:
+            for group in self.param_groups:
+                if group["scale"] != 1.0:
+                    torch._foreach_mul_([p.grad for p in group["params"] if p.grad is not None], group["scale"])
             if self.param_groups:
-                self.norms.update({group["name"]: self._clip(group) for group in self.param_groups})
                 super().step(closure)
         finally:
             self.param_groups = everything
 
-    def _clip(self, group: dict[str, Any]) -> float:
-        gradients = [p.grad for p in group["params"] if p.grad is not None]
-        squared = torch.stack([g.double().square().sum() for g in gradients]).sum()
-        if self.sharded and dist.is_initialized():
-            dist.all_reduce(squared)
-        norm = math.sqrt(float(squared)) if squared.isfinite() else math.inf
-        if not math.isfinite(norm):
-            raise NonFiniteError(f"the gradient of role {group['name']!r} holds a NaN or Inf; nothing was updated")
-        if self.clip_norm and norm > self.clip_norm:
-            torch._foreach_mul_(gradients, self.clip_norm / (norm + 1e-6))
-        return norm
 
-
-def learning_rate(step: int, total: int, *, peak: float, final: float, warmup: int) -> float:
-    """Linear warm-up over `warmup` steps, then a cosine from `peak` to `final` · peak at the last of `total` steps.
+def learning_rate(
+    step: int,
+    total: int,
+    *,
+    peak: float,
+    final: float,
+    warmup: int,
+    schedule: Literal["cosine", "constant"] = "cosine",
+) -> float:
+    """Linear warm-up over `warmup` steps, then `peak`, or a cosine from it to `final` · peak at step `total`.
 
     `step` counts from 0.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
+    if schedule == "constant":
+        return peak
     progress = min(1.0, (step - warmup) / max(1, total - 1 - warmup))
     return peak * (final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2)

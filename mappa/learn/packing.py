@@ -13,9 +13,10 @@ from collections.abc import Sequence
 
 import torch
 from msgspec import Struct
+from msgspec.structs import replace
 
 from mappa.errors import LearnError
-from mappa.model.attention import TreePlan
+from mappa.model.attention import Plan, tree_plan
 from mappa.types import Sample
 
 _SHORTEST_SHARED = 16  # tokens; a node of its own costs an attention call per layer
@@ -35,11 +36,13 @@ class MicroBatch(Struct, frozen=True, kw_only=True):
     role_offsets: tuple[int, ...]
     """[R + 1]: tokens role_offsets[r] to role_offsets[r + 1] are role r's."""
     rows: torch.Tensor
-    """[U] row whose hidden state predicts the target."""
+    """[U] rows whose hidden states predict an action token, ascending, each once."""
+    predictors: torch.Tensor
+    """[P] index into `rows`, one for every distinct (row, token it predicts)."""
     targets: torch.Tensor
-    """[U] the token it predicts."""
+    """[P] the token it predicts."""
     pick: torch.Tensor
-    """[N] index into U of every action token, samples in the order of `samples`."""
+    """[N] index into P of every action token, samples in the order of `samples`."""
     samples: tuple[int, ...]
     """Indices of its samples in the list that was packed."""
 
@@ -47,31 +50,55 @@ class MicroBatch(Struct, frozen=True, kw_only=True):
     def tokens(self) -> int:
         return len(self.ids)
 
-    def plan(self) -> TreePlan:
-        return TreePlan(self.lengths, self.parents)
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same with its tensors on `device`."""
+        names = ("ids", "positions", "rows", "predictors", "targets", "pick")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+    def plan(self, dtype: torch.dtype = torch.float32) -> Plan:
+        """Who sees whom, for queries of `dtype` on the batch's device."""
+        return tree_plan(self.lengths, self.parents, self.ids.device, dtype)
 
 
 def pack(samples: Sequence[Sample], roles: Sequence[str], budget: int) -> list[MicroBatch]:
-    """Pack every sample into micro-batches of about `budget` computed tokens, sharing prefixes within each.
+    """Pack every sample into micro-batches of about `budget` computed tokens, all of about the same size, sharing
+    prefixes within each. What follows a sample's last action, and that action's last token, which nothing is predicted
+    from, are not computed.
 
     A beginning too short to be worth a node is computed again, so a micro-batch may pass the budget by a few tokens.
 
-    Raises LearnError for a sample that does not fit on its own.
+    Raises LearnError for an action that does not fit with its own context: none of that may be left out.
     """
-    batches: list[list[int]] = []
-    room = 0
-    for index, cost, own in _ordered(samples, roles):
+    order = _ordered(samples, roles)
+    for index, _, own in order:
         if own > budget:
             raise LearnError(
-                f"sample {samples[index].source or index}: {own} tokens do not fit "
-                f"learn.tokens_per_micro_batch={budget}; raise it"
+                f"sample {samples[index].source or index}: its last action and the context of it, {own} tokens, do not "
+                f"fit learn.tokens_per_micro_batch={budget}; raise it"
             )
+    fewest = len(_fill(order, budget))
+    even = -(-sum(cost for _, cost, _ in order) // max(fewest, 1))
+    while len(filled := _fill(order, even)) > fewest:  # beginnings that are computed again need more room
+        even = min(budget, even + budget // 20 + 1)
+    return [_micro_batch(samples, chosen, roles) for chosen in filled]
+
+
+def computed(sample: Sample) -> tuple[int, ...]:
+    """The tokens of a sample that go through the model: all that some action token is predicted from."""
+    return sample.tokens[: sample.spans[-1][1] - 1]
+
+
+def _fill(order: Sequence[tuple[int, int, int]], budget: int) -> list[list[int]]:
+    """Samples in their order, as many to a micro-batch as it holds, and at least one."""
+    batches: list[list[int]] = []
+    room = 0
+    for index, cost, own in order:
         if not batches or cost > room:
             batches.append([])
             room, cost = budget, own  # nothing to share with in a new batch
         batches[-1].append(index)
         room -= cost
-    return [_micro_batch(samples, chosen, roles) for chosen in batches]
+    return batches
 
 
 def padding(roles: Sequence[str]) -> MicroBatch:
@@ -94,14 +121,15 @@ def split_by_cost(samples: Sequence[Sample], roles: Sequence[str], parts: int) -
 
 def _ordered(samples: Sequence[Sample], roles: Sequence[str]) -> list[tuple[int, int, int]]:
     """(index, tokens it adds behind its neighbour, its own tokens), so that shared prefixes are neighbours."""
-    order = sorted(range(len(samples)), key=lambda i: (roles.index(samples[i].role), samples[i].tokens))
+    tokens = [computed(sample) for sample in samples]
+    order = sorted(range(len(samples)), key=lambda i: (roles.index(samples[i].role), tokens[i]))
     result = []
-    before: Sample | None = None
+    before: int | None = None
     for index in order:
-        sample = samples[index]
-        shared = _common(before.tokens, sample.tokens) if before is not None and before.role == sample.role else 0
-        result.append((index, len(sample.tokens) - shared, len(sample.tokens)))
-        before = sample
+        alike = before is not None and samples[before].role == samples[index].role
+        shared = _common(tokens[before], tokens[index]) if alike and before is not None else 0
+        result.append((index, len(tokens[index]) - shared, len(tokens[index])))
+        before = index
     return result
 
 
@@ -109,7 +137,7 @@ def _micro_batch(samples: Sequence[Sample], chosen: Sequence[int], roles: Sequen
     forest = _Forest()
     offsets = [0]
     for role in roles:
-        sequences = sorted({samples[i].tokens for i in chosen if samples[i].role == role})
+        sequences = sorted({computed(samples[i]) for i in chosen if samples[i].role == role})
         if sequences:
             forest.grow(sequences, depth=0, parent=-1, rows=())
         offsets.append(len(forest.ids))
@@ -118,17 +146,19 @@ def _micro_batch(samples: Sequence[Sample], chosen: Sequence[int], roles: Sequen
     rows_of = {(role, tokens): rows for role, tokens, rows in _paths(samples, chosen, roles, forest)}
     for index in chosen:
         sample = samples[index]
-        rows = rows_of[roles.index(sample.role), sample.tokens]
+        rows = rows_of[roles.index(sample.role), computed(sample)]
         for start, end in sample.spans:
             for t in range(start, end):
                 pick.append(pairs.setdefault((rows[t - 1], sample.tokens[t]), len(pairs)))
+    scored, predictors = torch.tensor([row for row, _ in pairs], dtype=torch.int64).unique(return_inverse=True)
     return MicroBatch(
         ids=torch.tensor(forest.ids),
         positions=torch.tensor(forest.positions),
         lengths=tuple(forest.lengths),
         parents=tuple(forest.parents),
         role_offsets=tuple(offsets),
-        rows=torch.tensor([row for row, _ in pairs], dtype=torch.int64),
+        rows=scored,
+        predictors=predictors,
         targets=torch.tensor([target for _, target in pairs], dtype=torch.int64),
         pick=torch.tensor(pick, dtype=torch.int64),
         samples=tuple(chosen),
@@ -178,7 +208,7 @@ def _paths(
     samples: Sequence[Sample], chosen: Sequence[int], roles: Sequence[str], forest: _Forest
 ) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
     """Forest paths with the role they belong to: roles were grown one after the other."""
-    sizes = [len({samples[i].tokens for i in chosen if samples[i].role == role}) for role in roles]
+    sizes = [len({computed(samples[i]) for i in chosen if samples[i].role == role}) for role in roles]
     role_of = itertools.chain.from_iterable([role] * size for role, size in enumerate(sizes))
     return [(role, tokens, rows) for role, (tokens, rows) in zip(role_of, forest.paths, strict=True)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -21,6 +22,13 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def device() -> torch.device:
+    """Where this rank computes, and where tensors must lie to be exchanged."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
+
+
 def group() -> dist.ProcessGroup | None:
     """The default group where there is more than one rank."""
     return dist.group.WORLD if world_size() > 1 else None
@@ -28,16 +36,23 @@ def group() -> dist.ProcessGroup | None:
 
 def total(counts: Sequence[int]) -> list[int]:
     """Element-wise sums over all ranks."""
-    tensor = torch.tensor(list(counts), dtype=torch.int64)
-    if world_size() > 1:
-        dist.all_reduce(tensor)
-    return [int(value) for value in tensor]
+    return [int(value) for value in add(torch.tensor(list(counts), dtype=torch.int64))]
+
+
+def add(tensor: torch.Tensor) -> torch.Tensor:
+    """Its sum over all ranks, on the CPU."""
+    if world_size() == 1:
+        return tensor.cpu()
+    moved = tensor.to(exchange_device(), copy=True)
+    dist.all_reduce(moved)
+    return moved.cpu()
 
 
 def maximum(count: int) -> int:
-    tensor = torch.tensor(count)
-    if world_size() > 1:
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    if world_size() == 1:
+        return count
+    tensor = torch.tensor(count, device=exchange_device())
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
     return int(tensor)
 
 
@@ -74,10 +89,11 @@ def broadcast(value: T) -> T:
 
 def raise_together(fault: MappaError | None) -> None:
     """Raise on every rank if any rank has a fault, so that none waits for another in a collective."""
-    if world_size() == 1:
-        if fault is not None:
-            raise fault
+    if maximum(int(fault is not None)) == 0:
         return
+    if world_size() == 1:
+        assert fault is not None
+        raise fault
     faults: list[Any] = [None] * world_size()
     dist.all_gather_object(faults, None if fault is None else (type(fault), str(fault)))
     for index, found in enumerate(faults):
@@ -89,3 +105,8 @@ def raise_together(fault: MappaError | None) -> None:
 def barrier() -> None:
     if world_size() > 1:
         dist.barrier()
+
+
+def exchange_device() -> torch.device:
+    """NCCL exchanges what lies on the GPU; gloo, which an embedding program may have chosen, what lies on the CPU."""
+    return device() if dist.get_backend() == "nccl" else torch.device("cpu")

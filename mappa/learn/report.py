@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import resource
+import sys
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.distributed as dist
 from msgspec import Struct
 
 from mappa.learn import ranks
@@ -20,6 +22,10 @@ class RoleReport(Struct, frozen=True, kw_only=True):
     masked: int
     """Samples left out: cut off at the token limit, or without a score."""
     tokens: int
+    loss: float
+    """Its part of the loss: summed over its action tokens, over the action tokens of all roles."""
+    reward: float
+    """Mean over its scored actions, 0 to 1; NaN where advantages were given instead."""
     kl: float
     """Mean of log pi - log pi_ref: how far it has moved from the base; 0 where beta is 0."""
     sampler_kl: float
@@ -27,6 +33,7 @@ class RoleReport(Struct, frozen=True, kw_only=True):
     ratio: float
     clip_fraction: float
     entropy: float
+    advantage_mean: float
     advantage_std: float
     grad_norm: float
     """Before clipping; 0 where the role had no token."""
@@ -44,24 +51,38 @@ class LearnReport(Struct, frozen=True, kw_only=True):
     """Tokens that went through the model, shared prefixes once."""
     tokens_unshared: int
     """Tokens that would have, without sharing."""
+    seconds: dict[str, float]
+    """This rank's time by part: attention, linear, lm_head, optimizer, other. On a GPU, of launching."""
+    peak_memory_gb: float
+    """Most memory this rank has held so far: of the GPU where there is one, else of the process. GiB."""
+
+
+def peak_memory_gb() -> float:
+    """See LearnReport."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 class Tally:
     """Sums per role, to be turned into a report when the step is done. Collective: `reports` adds up all ranks."""
 
-    _SUMS = ("ratio", "clip_fraction", "kl", "entropy")
+    _MEANS = ("ratio", "clip_fraction", "kl", "entropy")  # of policy_loss, over tokens
+    _PER_SAMPLE = ("to_base", "advantage", "squared", "of", "kept", "reward", "scored", "samples")
+    _COLUMNS = (*_MEANS, "loss", "tokens", *_PER_SAMPLE)
 
     def __init__(self, roles: Sequence[str]) -> None:
         self.roles = roles
-        # columns: the four sums of policy_loss, tokens, kl to base, advantage, its square, samples, masked
-        self._sums = torch.zeros(len(roles), 10, dtype=torch.float64)
+        self._sums = torch.zeros(len(roles), len(self._COLUMNS), dtype=torch.float64)
 
     def add_pass(self, metrics: Mapping[str, torch.Tensor]) -> None:
-        """Metrics of one `policy_loss`, grouped by role."""
-        tokens = metrics["tokens"].double()
-        for column, name in enumerate(self._SUMS):
-            self._sums[:, column] += metrics[name].double() * tokens
-        self._sums[:, 4] += tokens
+        """Metrics of one pass's loss, by role."""
+        tokens = metrics["tokens"].double().cpu()
+        for name in self._MEANS:
+            self._column(name)[:] += metrics[name].double().cpu() * tokens
+        self._column("loss")[:] += metrics["loss"].double().cpu()
+        self._column("tokens")[:] += tokens
 
     def add_samples(
         self,
@@ -70,35 +91,50 @@ class Tally:
         advantages: Sequence[torch.Tensor],
         kl: Sequence[torch.Tensor],
     ) -> None:
+        """What is known before any pass: of all samples, and per action token of those that count."""
         for sample, advantage, distance in zip(chosen, advantages, kl, strict=True):
-            row = self._sums[self.roles.index(sample.role)]
             assert len(advantage) == action_tokens(sample)
-            row[5] += distance.double().sum()
-            row[6] += advantage.double().sum()
-            row[7] += advantage.double().square().sum()
+            role = self.roles.index(sample.role)
+            values: dict[str, float] = {
+                "to_base": float(distance.double().sum()),
+                "advantage": float(advantage.double().sum()),
+                "squared": float(advantage.double().square().sum()),
+                "of": len(advantage),
+                "kept": 1,
+                "reward": sum(reward for reward in sample.rewards if not math.isnan(reward)),
+                "scored": sum(not math.isnan(reward) for reward in sample.rewards),
+            }
+            for name, value in values.items():
+                self._column(name)[role] += value
         for sample in samples:
-            self._sums[self.roles.index(sample.role), 8] += 1
-        for sample in chosen:
-            self._sums[self.roles.index(sample.role), 9] += 1
+            self._column("samples")[self.roles.index(sample.role)] += 1
 
-    def reports(self, norms: Mapping[str, float], lr: float) -> dict[str, RoleReport]:
-        if ranks.world_size() > 1:
-            dist.all_reduce(self._sums)
+    def reports(self, norms: Mapping[str, float], rates: Mapping[str, float]) -> dict[str, RoleReport]:
+        """By role; `norms` and `rates` are the gradient norms and learning rates of the step."""
+        sums = ranks.add(self._sums)
         result = {}
-        for role, row in zip(self.roles, self._sums.tolist(), strict=True):
-            n = max(row[4], 1.0)
-            mean = row[6] / n
+        whole = max(float(sums[:, self._COLUMNS.index("tokens")].sum()), 1.0)
+        for role, row in zip(self.roles, sums.tolist(), strict=True):
+            of = dict(zip(self._COLUMNS, row, strict=True))
+            seen, known = max(of["tokens"], 1.0), max(of["of"], 1.0)
+            mean = of["advantage"] / known
             result[role] = RoleReport(
-                samples=int(row[8]),
-                masked=int(row[8] - row[9]),
-                tokens=int(row[4]),
-                ratio=row[0] / n,
-                clip_fraction=row[1] / n,
-                sampler_kl=row[2] / n,
-                entropy=row[3] / n,
-                kl=row[5] / n,
-                advantage_std=max(row[7] / n - mean * mean, 0.0) ** 0.5,
+                samples=int(of["samples"]),
+                masked=int(of["samples"] - of["kept"]),
+                tokens=int(of["of"]),
+                loss=of["loss"] / whole,
+                reward=of["reward"] / of["scored"] if of["scored"] else math.nan,
+                ratio=of["ratio"] / seen,
+                clip_fraction=of["clip_fraction"] / seen,
+                sampler_kl=of["kl"] / seen,
+                entropy=of["entropy"] / seen,
+                kl=of["to_base"] / known,
+                advantage_mean=mean,
+                advantage_std=max(of["squared"] / known - mean * mean, 0.0) ** 0.5,
                 grad_norm=norms.get(role, 0.0),
-                lr=lr,
+                lr=rates[role],
             )
         return result
+
+    def _column(self, name: str) -> torch.Tensor:
+        return self._sums[:, self._COLUMNS.index(name)]

@@ -91,7 +91,11 @@ class StepMetrics(Struct, frozen=True, kw_only=True):
     """Action tokens in the loss."""
     tokens_computed: int = 0
     """Tokens that went through forward and backward after shared prefixes were counted once."""
+    tokens_unshared: int = 0
+    """Tokens that would have, had every sample been computed on its own."""
     seconds: Seconds = field(default_factory=Seconds)
+    learning: dict[str, float] = field(default_factory=dict)
+    """What the learner's seconds went to on rank 0: attention, linear layers, lm_head, optimizer, other."""
     peak_memory_gb: float = 0.0
 
     def __post_init__(self) -> None:

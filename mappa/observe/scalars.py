@@ -52,8 +52,18 @@ def scalars_of(metrics: StepMetrics) -> Iterator[tuple[str, float]]:
                 yield f"{name}/{role}", float(value)
     if metrics.success is not None:
         yield "success/pipeline", metrics.success
-    for name in ("episodes", "lost", "tokens_generated", "tokens_trained", "tokens_computed", "peak_memory_gb"):
+    for name in (
+        "episodes",
+        "lost",
+        "tokens_generated",
+        "tokens_trained",
+        "tokens_computed",
+        "tokens_unshared",
+        "peak_memory_gb",
+    ):
         yield f"step/{name}", float(getattr(metrics, name))
     yield "step/tokens_per_second", metrics.tokens_per_second
     for name in metrics.seconds.__struct_fields__:
         yield f"seconds/{name}", getattr(metrics.seconds, name)
+    for name, spent in metrics.learning.items():
+        yield f"learning/{name}", spent

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
@@ -29,15 +27,11 @@ def step_metrics(
         tokens_generated=tokens_generated,
         tokens_trained=report.tokens_trained,
         tokens_computed=report.tokens_computed,
+        tokens_unshared=report.tokens_unshared,
         seconds=seconds,
-        peak_memory_gb=peak_memory_gb(),
+        learning=report.seconds,
+        peak_memory_gb=report.peak_memory_gb,
     )
-
-
-def peak_memory_gb() -> float:
-    """Most memory this process has held so far, GiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1 << 30 if sys.platform == "darwin" else 1 << 20)
 
 
 def _role(actions: Sequence[Action], learned: RoleReport) -> RoleMetrics:
@@ -56,6 +50,7 @@ def _role(actions: Sequence[Action], learned: RoleReport) -> RoleMetrics:
         clip_fraction=learned.clip_fraction,
         ratio=learned.ratio,
         advantage_std=learned.advantage_std,
+        loss=learned.loss,
         grad_norm=learned.grad_norm,
         lr=learned.lr,
     )

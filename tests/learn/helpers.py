@@ -103,7 +103,14 @@ class Reference:
             clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
             loss = -torch.minimum(ratio * advantage, clipped * advantage).sum() / tokens
             loss.backward()
-        rate = learning_rate(self.steps, self.total_steps, peak=config.lr, final=config.lr_final, warmup=config.warmup)
+        rate = learning_rate(
+            self.steps,
+            self.total_steps,
+            peak=config.lr,
+            final=config.lr_final,
+            warmup=config.warmup,
+            schedule=config.schedule,
+        )
         for role in {sample.role for sample in samples}:
             parameters = [p for pair in self.adapters[role].values() for p in pair]
             if config.clip_norm:

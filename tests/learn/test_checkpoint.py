@@ -16,10 +16,12 @@ from mappa.errors import AdapterError, CheckpointError
 from mappa.learn import Learner, checkpoint
 from mappa.learn.adapters import read_adapter
 from tests.learn.helpers import ROLES, make_samples, relative_error
-from tests.learn.test_learner import ROOT, settings
+from tests.learn.test_learner import settings
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_resumed_learner_goes_on_bit_for_bit(tiny_model: Path, tmp_path: Path, stage: int) -> None:
     config = settings(tiny_model, zero_stage=stage)
     straight = Learner(config, total_steps=6)

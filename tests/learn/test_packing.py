@@ -55,7 +55,7 @@ def test_every_action_token_sees_exactly_its_own_context(seed: int) -> None:
     assert sorted(i for batch in batches for i in batch.samples) == list(range(30))
     for batch in batches:
         ids, seen = batch.ids.tolist(), paths(batch)
-        scored = list(zip(batch.rows.tolist(), batch.targets.tolist(), strict=True))
+        scored = list(zip(batch.rows[batch.predictors].tolist(), batch.targets.tolist(), strict=True))
         picks = iter(batch.pick.tolist())
         for index in batch.samples:
             sample = samples[index]
@@ -78,7 +78,7 @@ def test_a_shared_prompt_is_computed_once() -> None:
         for i in range(10)
     ]
     (batch,) = pack(samples, ROLES, 1000)
-    assert batch.tokens == 100 + 10 * 2
+    assert batch.tokens == 100 + 10  # nothing is predicted from an action's last token
     (twice,) = pack(samples + samples, ROLES, 1000)
     assert twice.tokens == batch.tokens and len(twice.pick) == 20 and len(twice.rows) == 10
 

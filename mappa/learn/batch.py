@@ -1,0 +1,131 @@
+"""From samples to what the passes need: micro-batches, advantages, and the part that has a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from msgspec import Struct
+from msgspec.structs import replace
+
+from mappa.config import LearnConfig
+from mappa.errors import LearnError
+from mappa.learn import ranks
+from mappa.learn.loss import LossBatch
+from mappa.learn.packing import pack, padding
+from mappa.learn.passes import Policy, Prepared
+from mappa.learn.samples import action_tokens
+from mappa.types import Sample
+from mappa_kernels import process_advantage
+
+
+class Part(Struct, frozen=True, kw_only=True):
+    """A sample as it enters the loss, with a number per action token of each kind."""
+
+    sample: Sample
+    advantage: torch.Tensor
+    kl: torch.Tensor
+    old: torch.Tensor | None
+
+
+def prepare(samples: Sequence[Sample], config: LearnConfig, policy: Policy) -> list[Prepared]:
+    """Micro-batches of this rank's samples. Raises LearnError for an action that does not fit."""
+    batches = pack(samples, config.roles, config.tokens_per_micro_batch)
+    return [Prepared(batch, [action_tokens(samples[i]) for i in batch.samples], policy) for batch in batches]
+
+
+def in_step(prepared: Sequence[Prepared], policy: Policy) -> list[Prepared]:
+    """The micro-batches, and where the ranks share out the base, empty ones up to the number of the busiest rank: every
+    pass gathers weights from all of them."""
+    if not policy.config.shard_base:
+        return list(prepared)
+    lacking = ranks.maximum(len(prepared)) - len(prepared)
+    none = replace(padding(policy.config.roles), samples=(), pick=torch.empty(0, dtype=torch.int64))
+    return [*prepared, *(Prepared(none, (), policy) for _ in range(lacking))]
+
+
+def advantages_of(samples: Sequence[Sample], kl: Sequence[torch.Tensor], config: LearnConfig) -> list[torch.Tensor]:
+    """Per sample, the advantage of each action token, normalised over the groups of all ranks (collective)."""
+    given = [sample for sample in samples if sample.advantages is not None]
+    mixed = LearnError("some samples give advantages and some rewards; give one or the other for the whole step")
+    ranks.raise_together(mixed if given and len(given) != len(samples) else None)
+    kinds = ranks.total([len(given), len(samples) - len(given)])
+    ranks.raise_together(mixed if all(kinds) else None)
+    lengths = [end - start for sample in samples for start, end in sample.spans]
+    sizes = [action_tokens(sample) for sample in samples]
+    if kinds[0]:
+        values = torch.tensor([a for sample in given for a in sample.advantages or ()])
+        advantage = torch.nan_to_num(values.repeat_interleave(torch.tensor(lengths, dtype=torch.int64)), nan=0.0)
+        return list(advantage.split(sizes))
+    names = ranks.union([(sample.role, sample.group) for sample in samples])
+    groups = [names.index((sample.role, sample.group)) for sample in samples for _ in sample.spans]
+    if config.group_by == "all":
+        groups, names = [0] * len(groups), names[:1]
+    where = ranks.exchange_device()
+    advantage, _ = process_advantage(
+        torch.tensor([reward for sample in samples for reward in sample.rewards], dtype=torch.float32, device=where),
+        torch.tensor([0, *lengths], device=where).cumsum(0),
+        torch.tensor(groups, dtype=torch.int64, device=where),
+        kl=torch.cat([*kl, torch.empty(0)]).to(where),
+        beta=config.beta,
+        whiten=config.whiten,
+        n_groups=max(1, len(names)),
+        process_group=ranks.group(),
+    )
+    return list(advantage.cpu().split(sizes))
+
+
+def live(
+    samples: Sequence[Sample],
+    advantages: Sequence[torch.Tensor],
+    kl: Sequence[torch.Tensor],
+    old: Sequence[torch.Tensor] | None,
+) -> list[Part]:
+    """What has a gradient: samples without the actions whose every advantage is 0; a sample with none is left out."""
+    parts = []
+    for index, sample in enumerate(samples):
+        lengths = [end - start for start, end in sample.spans]
+        keep = [bool(piece.any()) for piece in advantages[index].split(lengths)]
+        tokens = torch.tensor(keep).repeat_interleave(torch.tensor(lengths))
+        if all(keep):
+            chosen = sample
+        elif any(keep):
+            chosen = _only(sample, keep, tokens)
+        else:
+            continue
+        before = None if old is None else old[index][tokens]
+        parts.append(Part(sample=chosen, advantage=advantages[index][tokens], kl=kl[index][tokens], old=before))
+    return parts
+
+
+def loss_batch(item: Prepared, parts: Sequence[Part], config: LearnConfig) -> LossBatch:
+    """What the loss of a micro-batch of `parts` needs, but for the entropy, which the pass will tell."""
+    device = item.batch.ids.device
+    mine = [parts[index] for index in item.batch.samples]
+    roles = [config.roles.index(part.sample.role) for part in mine]
+    lengths = [end - start for part in mine for start, end in part.sample.spans]
+    old = [part.old for part in mine if part.old is not None]
+    return LossBatch(
+        behaviour=torch.tensor([value for part in mine for value in part.sample.logprobs], device=device),
+        advantage=torch.cat([part.advantage for part in mine]).to(device),
+        kl=torch.cat([part.kl for part in mine]).to(device),
+        entropy=torch.empty(0, device=device),
+        old=torch.cat(old).to(device) if old else None,
+        roles=torch.tensor(roles, device=device).repeat_interleave(torch.tensor(item.sizes, device=device)),
+        offsets=torch.tensor([0, *lengths], device=device).cumsum(0),
+    )
+
+
+def _only(sample: Sample, keep: Sequence[bool], tokens: torch.Tensor) -> Sample:
+    """The sample with some of its actions no longer learned from; their tokens stay context."""
+
+    def kept(values: Sequence[float]) -> tuple[float, ...]:
+        return tuple(value for value, wanted in zip(values, keep, strict=True) if wanted)
+
+    return replace(
+        sample,
+        spans=tuple(span for span, wanted in zip(sample.spans, keep, strict=True) if wanted),
+        logprobs=tuple(value for value, wanted in zip(sample.logprobs, tokens.tolist(), strict=True) if wanted),
+        rewards=kept(sample.rewards) if sample.rewards else (),
+        advantages=kept(sample.advantages) if sample.advantages is not None else None,
+    )

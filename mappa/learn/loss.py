@@ -1,0 +1,81 @@
+"""What is minimised: one of our objectives, or any function from log-probs to coefficients.
+
+The gradient of every loss that depends on per-token log-probs is sum_t c_t d logprob_t with c_t = d loss / d logprob_t.
+So a foreign loss is a function that returns the coefficients; the learner sees to everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from msgspec import Struct
+
+from mappa.config import LearnConfig
+from mappa.errors import LearnError
+from mappa_kernels import PolicyLoss, policy_loss
+
+
+class LossBatch(Struct, frozen=True, kw_only=True):
+    """The N action tokens of one micro-batch, sample after sample, and what a loss may want to know about them."""
+
+    behaviour: torch.Tensor
+    """[N] log-probs of the sampler."""
+    advantage: torch.Tensor
+    """[N]"""
+    kl: torch.Tensor
+    """[N] log pi - log pi_ref, pi the policy that sampled; zeros where `beta` is 0."""
+    entropy: torch.Tensor
+    """[N] of the policy as it is now, nats."""
+    old: torch.Tensor | None
+    """[N] log-probs of the learner before its first step on this batch; None where it takes only one."""
+    roles: torch.Tensor
+    """[N] index into the learner's roles."""
+    offsets: torch.Tensor
+    """[S + 1] action s is tokens offsets[s] to offsets[s + 1]."""
+
+
+Coefficients = Callable[[torch.Tensor, LossBatch], torch.Tensor]
+"""(logprob [N], batch) -> [N]: the derivative of the loss, summed over tokens, in each log-prob."""
+
+
+def summed_loss(
+    logprob: torch.Tensor, batch: LossBatch, config: LearnConfig, coefficients: Coefficients | None
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss summed over the N tokens, not yet divided, and the metrics of `policy_loss` by role, `loss` among them.
+
+    Raises LearnError where `coefficients` returns something else than N finite numbers.
+    """
+    if coefficients is None:
+        result = _objective(logprob, batch, config)
+        parts = [_objective(logprob.detach(), batch, config, role=r).loss for r in range(len(config.roles))]
+        return result.loss, {**result.metrics, "loss": torch.stack(parts)}
+    given = coefficients(logprob.detach(), batch).detach()
+    if given.shape != logprob.shape or not bool(given.isfinite().all()):
+        raise LearnError(
+            f"the coefficients of the loss must be {len(logprob)} finite numbers, one per action token; got shape "
+            f"{tuple(given.shape)}{'' if given.shape != logprob.shape else ' with a NaN or infinite one'}"
+        )
+    per_token = given.to(logprob.dtype) * logprob
+    parts = [per_token.detach()[batch.roles == r].sum() for r in range(len(config.roles))]
+    return per_token.sum(), {**_objective(logprob.detach(), batch, config).metrics, "loss": torch.stack(parts)}
+
+
+def _objective(logprob: torch.Tensor, batch: LossBatch, config: LearnConfig, role: int | None = None) -> PolicyLoss:
+    """The configured objective over all tokens, or over one role's alone."""
+    return policy_loss(
+        logprob,
+        batch.behaviour,
+        batch.advantage,
+        kind=config.loss,
+        clip_low=config.clip,
+        clip_high=config.clip_high or config.clip,
+        tis_cap=config.tis_cap or None,
+        old_logprob=batch.old,
+        sequence_offsets=batch.offsets,
+        mask=None if role is None else batch.roles == role,
+        denominator=1.0,
+        entropy=batch.entropy,
+        groups=batch.roles,
+        n_groups=len(config.roles),
+    )
