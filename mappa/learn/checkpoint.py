@@ -189,7 +189,9 @@ def set_weight(parameter: torch.Tensor, value: torch.Tensor) -> None:
     if hasattr(parameter, "ds_id"):
         from deepspeed.utils import safe_set_local_fp32_param
 
-        safe_set_local_fp32_param(parameter, _piece(parameter, value))
+        piece = _piece(parameter, value)
+        safe_set_local_fp32_param(parameter, piece)
+        parameter.ds_tensor.data.copy_(piece)  # what the parameter is put together from
     elif hasattr(parameter, "_hp_mapping"):
         from deepspeed.utils import safe_set_full_fp32_param
 
