@@ -22,7 +22,7 @@ SOURCES := setup.py pyproject.toml $(wildcard csrc/* csrc/*/*)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-dev bubblewrap train test test-slow lint format lock bench-quick clean
+.PHONY: help setup setup-dev setup-bench bubblewrap train test test-slow lint format lock bench-quick clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -32,6 +32,9 @@ help: ## show this
 setup: $(TRAIN) $(BUILT) bubblewrap ## what training needs, in .venv
 
 setup-dev: setup $(DEV) ## what the tests and checks need as well
+
+setup-bench: setup-dev ## the libraries that benches compare with; they bring pyarrow, which changes how pandas stores text
+	$(PIP) -r requirements/bench.txt
 
 train: setup ## set up what is missing, then train CONFIG on N ranks
 	$(LAUNCH) -m mappa.train $(CONFIG) $(ARGS)
@@ -79,7 +82,7 @@ $(TRAIN):
 $(DEV): | $(TRAIN)
 	@echo 'Adding the tools for tests and checks'
 	@rm $(TRAIN)
-	@$(PIP) -r requirements/bench.txt
+	@$(PIP) -r requirements/dev.txt
 	@touch $(TRAIN) $@
 
 $(BUILT): $(SOURCES) | $(TRAIN)

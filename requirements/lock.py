@@ -18,7 +18,6 @@ from packaging.requirements import Requirement
 HERE = Path(__file__).resolve().parent
 TRAIN = "# What `make train` installs, exact. Written by requirements/lock.py; torch is installed before the rest.\n"
 DEV = "# What `make test` and `make lint` add, exact. Written by requirements/lock.py.\n-r train.txt\n"
-BENCH = "# What the benches and the tests of embedding add, exact. Written by requirements/lock.py.\n-r dev.txt\n"
 
 
 def canonical(name: str) -> str:
@@ -58,13 +57,8 @@ def locks() -> dict[Path, str]:
         return [Requirement(text).name for text in texts]
 
     train = closure(wanted([*project["dependencies"], *extras["train"]]))
-    dev = closure(wanted(extras["dev"])) - train
-    bench = closure(wanted(extras["bench"])) - train - dev
-    return {
-        HERE / "train.txt": TRAIN + pins(train),
-        HERE / "dev.txt": DEV + pins(dev),
-        HERE / "bench.txt": BENCH + pins(bench),
-    }
+    dev = closure(wanted([*extras["dev"], *extras["bench"]])) - train
+    return {HERE / "train.txt": TRAIN + pins(train), HERE / "dev.txt": DEV + pins(dev)}
 
 
 def main() -> int:

@@ -36,7 +36,7 @@ class CoinTeam:
         if role == "data_engineer":
             return _prepare(task.target)
         if role == "modeler":
-            return _fit("RandomForestRegressor" if task.kind == "regression" else "RandomForestClassifier")
+            return _fit(task.kind, "RandomForestRegressor" if task.kind == "regression" else "RandomForestClassifier")
         return _submit(task.target)
 
 

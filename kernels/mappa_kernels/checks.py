@@ -8,6 +8,9 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+LARGEST_RANK = 64
+"""Of the GPU kernels for LoRA; the other back-ends take any."""
+
 INDEX_TYPES = (torch.int64, torch.int32)
 
 

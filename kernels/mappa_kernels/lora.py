@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 
 from mappa_kernels import checks, dispatch
-
-LARGEST_RANK = 64
-"""Of the GPU kernels; the others take any."""
+from mappa_kernels.checks import LARGEST_RANK
 
 FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

@@ -5,18 +5,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mappa.config import LearnConfig
     from mappa.learn.learner import Learner
+    from mappa.learn.loss import LossBatch
     from mappa.learn.report import LearnReport, RoleReport
     from mappa.types import Sample
 
 _HOMES = {
     "Learner": "mappa.learn.learner",
     "LearnConfig": "mappa.config",
+    "LossBatch": "mappa.learn.loss",
     "LearnReport": "mappa.learn.report",
     "RoleReport": "mappa.learn.report",
     "Sample": "mappa.types",
 }
 
-__all__ = ["LearnConfig", "LearnReport", "Learner", "RoleReport", "Sample"]
+__all__ = ["LearnConfig", "LearnReport", "Learner", "LossBatch", "RoleReport", "Sample"]
 
 
 def __getattr__(name: str) -> Any:

@@ -183,7 +183,7 @@ def _set_moment(learner: Learner, parameter: torch.Tensor, value: torch.Tensor, 
         safe_set_full_optimizer_state(parameter, value, key)
 
 
-def set_weight(parameter: torch.Tensor, value: torch.Tensor) -> None:
+def set_weight(parameter: Any, value: torch.Tensor) -> None:
     """Change a parameter, and the copy that ZeRO updates, where there is one."""
     parameter.data.copy_(value)
     if hasattr(parameter, "ds_id"):

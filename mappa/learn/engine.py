@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -13,6 +13,9 @@ from torch import nn
 
 from mappa.config import LearnConfig
 from mappa.learn.optimizer import RoleAdamW
+
+_BUCKET = 50_000_000
+"""Elements reduced at once at most; smaller adapters need no more room than they are large."""
 
 Weights = Mapping[str, tuple[nn.Parameter, nn.Parameter]]
 
@@ -39,7 +42,7 @@ def start_engine(module: nn.Module, adapters: Mapping[str, Weights], config: Lea
             "gradient_clipping": 0.0,  # the default, 1.0, clips all roles together; ours are clipped each on its own
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
-            "zero_optimization": _zero(config, max(p.numel() for w in adapters.values() for p in _flat(w))),
+            "zero_optimization": _zero(config, [p.numel() for w in adapters.values() for p in _flat(w)]),
             "steps_per_print": 10**9,
         },
     )
@@ -50,20 +53,20 @@ def start_engine(module: nn.Module, adapters: Mapping[str, Weights], config: Lea
     return engine, optimizer
 
 
-def _zero(config: LearnConfig, largest: int) -> dict[str, Any]:
-    """`largest`: elements of the largest matrix of an adapter."""
+def _zero(config: LearnConfig, sizes: Sequence[int]) -> dict[str, Any]:
+    """`sizes`: elements of every matrix of every adapter."""
     settings: dict[str, Any] = {
         "stage": config.zero_stage,
         "overlap_comm": False,
         "contiguous_gradients": True,
-        "reduce_bucket_size": 50_000_000,
+        "reduce_bucket_size": min(_BUCKET, sum(sizes)),
     }
     if config.offload and config.zero_stage > 0:
         settings["offload_optimizer"] = {"device": "cpu"}
     if config.zero_stage == 3:
         # Adapters stay whole on every rank, so that one can publish them without the others. What is divided is their
         # optimiser state, and every matrix of the base, all of which are larger.
-        settings["stage3_param_persistence_threshold"] = largest
+        settings["stage3_param_persistence_threshold"] = max(sizes)
         # Micro-batches differ in which nodes they have; there is no fixed order of use to prefetch by.
         settings["stage3_prefetch_bucket_size"] = 0
         settings["stage3_max_reuse_distance"] = 0

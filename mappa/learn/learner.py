@@ -17,7 +17,7 @@ import msgspec
 import torch
 
 from mappa.config import LearnConfig, role_setting
-from mappa.errors import AdapterError, LearnError
+from mappa.errors import AdapterError, LearnError, NonFiniteError
 from mappa.learn import checkpoint, ranks
 from mappa.learn.adapters import read_adapter, write_adapter
 from mappa.learn.batch import Part, advantages_of, in_step, live, loss_batch, prepare
@@ -65,6 +65,7 @@ class Learner:
         self.total_steps = total_steps
         self.faults = faults
         self.steps = 0
+        self._stopped = False
         self.router, self.layers = add_roles(
             self.base.model, config.targets, config.first_layer, config.alpha / config.rank
         )
@@ -138,9 +139,15 @@ class Learner:
 
         Raises LearnError or NonFiniteError on all ranks before anything is changed.
         """
+        if self._stopped:
+            raise LearnError("a NaN stopped this learner in the middle of a step; load the last checkpoint to go on")
         self._policy.clock = clock = Clock()
-        with clock.measure("step"):
-            report = self._step(samples, coefficients, clock)
+        try:
+            with clock.measure("step"):
+                report = self._step(samples, coefficients, clock)
+        except NonFiniteError:
+            self._stopped = True  # the engine holds gradients of half a step
+            raise
         return msgspec.structs.replace(report, seconds=clock.parts())
 
     def _step(self, samples: Sequence[Sample], coefficients: Coefficients | None, clock: Clock) -> LearnReport:

@@ -20,6 +20,7 @@ from mappa.model.attention import Plan, tree_plan
 from mappa.types import Sample
 
 _SHORTEST_SHARED = 16  # tokens; a node of its own costs an attention call per layer
+_PASS = 32  # tokens; what a pass costs whatever is in it
 
 
 class MicroBatch(Struct, frozen=True, kw_only=True):
@@ -61,9 +62,9 @@ class MicroBatch(Struct, frozen=True, kw_only=True):
 
 
 def pack(samples: Sequence[Sample], roles: Sequence[str], budget: int) -> list[MicroBatch]:
-    """Pack every sample into micro-batches of about `budget` computed tokens, all of about the same size, sharing
-    prefixes within each. What follows a sample's last action, and that action's last token, which nothing is predicted
-    from, are not computed.
+    """Pack every sample into micro-batches of about `budget` computed tokens, sharing prefixes within each, so that as
+    little as possible is computed twice. What follows a sample's last action, and that action's last token, which
+    nothing is predicted from, are not computed.
 
     A beginning too short to be worth a node is computed again, so a micro-batch may pass the budget by a few tokens.
 
@@ -76,11 +77,7 @@ def pack(samples: Sequence[Sample], roles: Sequence[str], budget: int) -> list[M
                 f"sample {samples[index].source or index}: its last action and the context of it, {own} tokens, do not "
                 f"fit learn.tokens_per_micro_batch={budget}; raise it"
             )
-    fewest = len(_fill(order, budget))
-    even = -(-sum(cost for _, cost, _ in order) // max(fewest, 1))
-    while len(filled := _fill(order, even)) > fewest:  # beginnings that are computed again need more room
-        even = min(budget, even + budget // 20 + 1)
-    return [_micro_batch(samples, chosen, roles) for chosen in filled]
+    return [_micro_batch(samples, chosen, roles) for chosen in _cut(order, budget)]
 
 
 def computed(sample: Sample) -> tuple[int, ...]:
@@ -88,17 +85,30 @@ def computed(sample: Sample) -> tuple[int, ...]:
     return sample.tokens[: sample.spans[-1][1] - 1]
 
 
-def _fill(order: Sequence[tuple[int, int, int]], budget: int) -> list[list[int]]:
-    """Samples in their order, as many to a micro-batch as it holds, and at least one."""
-    batches: list[list[int]] = []
-    room = 0
-    for index, cost, own in order:
-        if not batches or cost > room:
-            batches.append([])
-            room, cost = budget, own  # nothing to share with in a new batch
-        batches[-1].append(index)
-        room -= cost
-    return batches
+def _cut(order: Sequence[tuple[int, int, int]], budget: int) -> list[list[int]]:
+    """Divide samples in their order into runs of at most `budget` tokens: of all ways the one that computes the fewest.
+
+    Where a run begins, its first sample has nothing to share with, so it is best to cut where little was shared.
+    """
+    added = [0, *itertools.accumulate(cost for _, cost, _ in order)]
+    least, begin = [0], [0]  # for the first n samples: the fewest tokens, and where their last run begins
+    for end in range(1, len(order) + 1):
+        best: tuple[int, int] | None = None
+        for first in range(end - 1, -1, -1):
+            size = order[first][2] + added[end] - added[first + 1]  # grows as the run does
+            if size > budget and best is not None:
+                break
+            if best is None or least[first] + size + _PASS < best[0]:
+                best = (least[first] + size + _PASS, first)
+        assert best is not None
+        least.append(best[0])
+        begin.append(best[1])
+    runs: list[list[int]] = []
+    end = len(order)
+    while end:
+        runs.append([index for index, _, _ in order[begin[end] : end]])
+        end = begin[end]
+    return runs[::-1]
 
 
 def padding(roles: Sequence[str]) -> MicroBatch:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from msgspec.structs import replace
 
-from mappa.config import LearnConfig
-from mappa.errors import LearnError
-from mappa.learn import Learner, Sample
+from mappa.config import LearnConfig, RoleLearnConfig
+from mappa.errors import AdapterError, LearnError, NonFiniteError
+from mappa.learn import Learner, LossBatch, Sample
+from mappa.sampler.local import LocalSampler
+from mappa.types import SamplingParams
 from tests.learn.helpers import ROLES, Reference, make_samples, relative_error
 
 
@@ -151,3 +155,170 @@ def test_a_step_with_nothing_to_learn_from_is_refused(tiny_model: Path) -> None:
 def test_roles_must_be_named_once(tiny_model: Path) -> None:
     with pytest.raises(LearnError, match="each once"):
         Learner(settings(tiny_model, roles=("a", "a")))
+
+
+def weights_of(learner: Learner, role: str) -> torch.Tensor:
+    return torch.cat([p.detach().flatten().clone() for pair in learner.adapters[role].values() for p in pair])
+
+
+def test_a_foreign_loss_that_is_ours_moves_the_same(tiny_model: Path) -> None:
+    """PPO's coefficients, worked out outside: the derivative of -min(ratio A, clip(ratio) A) in the log-prob."""
+
+    def ppo(logprob: torch.Tensor, batch: LossBatch) -> torch.Tensor:
+        ratio = (logprob - batch.behaviour).exp()
+        clipped = ratio.clamp(0.8, 1.2) * batch.advantage < ratio * batch.advantage
+        assert int(batch.offsets[-1]) == len(logprob) == len(batch.entropy) == len(batch.roles)
+        return torch.where(clipped, 0.0, -ratio * batch.advantage)
+
+    ours, theirs = (Learner(settings(tiny_model)) for _ in range(2))
+    for step in range(2):
+        a, b = ours.step(make_samples(step)), theirs.step(make_samples(step), coefficients=ppo)
+        assert a.roles["modeler"].grad_norm == pytest.approx(b.roles["modeler"].grad_norm, rel=1e-4)
+    assert relative_error(theirs.adapters, ours.adapters) < 1e-5
+
+
+def test_a_foreign_loss_of_another_length_is_refused(tiny_model: Path) -> None:
+    with pytest.raises(LearnError, match="one per action token"):
+        Learner(settings(tiny_model)).step(make_samples(0), coefficients=lambda logprob, batch: logprob[1:])
+
+
+@pytest.mark.parametrize("changes", [{"loss": "cispo"}, {"loss": "gspo"}, {"loss": "reinforce"}, {"tis_cap": 2.0}])
+def test_other_objectives_move_every_role(tiny_model: Path, changes: dict[str, object]) -> None:
+    learner = Learner(settings(tiny_model, **changes))
+    before = {role: weights_of(learner, role) for role in ROLES}
+    report = learner.step(make_samples(0))
+    for role in ROLES:
+        assert not torch.equal(weights_of(learner, role), before[role])
+        assert report.roles[role].grad_norm > 0 and math.isfinite(report.roles[role].loss)
+
+
+def test_a_second_epoch_takes_its_ratio_to_the_policy_before_the_first(tiny_model: Path) -> None:
+    seen: list[torch.Tensor] = []
+
+    def record(logprob: torch.Tensor, batch: LossBatch) -> torch.Tensor:
+        assert batch.old is not None
+        seen.append(float((logprob - batch.old).abs().max()))
+        return -batch.advantage
+
+    learner = Learner(settings(tiny_model, epochs=2, tokens_per_micro_batch=100_000))
+    learner.step(make_samples(0), coefficients=record)
+    first, second = seen
+    assert first < 1e-5 and second > 1e-4 and learner.steps == 1
+
+
+def test_a_role_has_its_own_settings(tiny_model: Path) -> None:
+    own = {"engineer": RoleLearnConfig(frozen=True), "modeler": RoleLearnConfig(lr=1e-4, clip_norm=1e-3)}
+    learner, plain = Learner(settings(tiny_model, role=own)), Learner(settings(tiny_model))
+    before = {role: weights_of(learner, role) for role in ROLES}
+    report = learner.step(make_samples(0))
+    assert torch.equal(weights_of(learner, "engineer"), before["engineer"])
+    assert report.roles["modeler"].lr == pytest.approx(1e-4) and report.roles["engineer"].masked == 4
+    plain.step([s for s in make_samples(0) if s.role != "engineer"])
+    assert torch.equal(weights_of(learner, "analyst"), weights_of(plain, "analyst"))
+    assert not torch.equal(weights_of(learner, "modeler"), weights_of(plain, "modeler"))
+
+
+def test_actions_without_advantage_do_no_gradient_work(tiny_model: Path) -> None:
+    """Half of the samples have advantage 0: the gradient is that of the rest, over the tokens of all."""
+    samples = [replace(s, rewards=(), advantages=(float(i % 2),)) for i, s in enumerate(make_samples(0))]
+    learner = Learner(settings(tiny_model, beta=0.0, clip_norm=0.0))
+    report = learner.step(samples)
+    everything = Learner(settings(tiny_model, beta=0.0, clip_norm=0.0))
+    tiny = [replace(s, advantages=(1e-20 if s.advantages == (0.0,) else 1.0,)) for s in samples]
+    full = everything.step(tiny)
+    assert report.tokens_computed < full.tokens_computed and report.tokens_trained == full.tokens_trained
+    for role in ROLES:
+        assert report.roles[role].grad_norm == pytest.approx(full.roles[role].grad_norm, rel=1e-4)
+
+
+def test_an_action_without_advantage_stays_context(tiny_model: Path) -> None:
+    (start, end), *_ = (sample := make_samples(0)[3]).spans
+    two = replace(
+        sample,
+        spans=((start, start + 4), (end - 5, end)),
+        logprobs=(*sample.logprobs[:4], *sample.logprobs[-5:]),
+        rewards=(),
+        advantages=(0.0, 1.0),
+    )
+    one = replace(two, spans=two.spans[1:], logprobs=two.logprobs[4:], advantages=(1.0,))
+    a, b = (Learner(settings(tiny_model, beta=0.0, clip_norm=0.0)) for _ in range(2))
+    first, second = a.step([two]).roles["engineer"], b.step([one]).roles["engineer"]
+    assert first.grad_norm * 9 == pytest.approx(second.grad_norm * 5, rel=1e-4)
+
+
+def test_a_nan_stops_the_step_and_keeps_the_batch(tiny_model: Path, tmp_path: Path) -> None:
+    learner = Learner(settings(tiny_model), faults=tmp_path / "faults")
+    samples = make_samples(0)
+    with torch.no_grad():
+        next(iter(learner.adapters["modeler"].values()))[1].fill_(math.nan)
+    before = weights_of(learner, "engineer")
+    with pytest.raises(NonFiniteError, match=r"log-prob of role 'modeler', sample 0-modeler-\d, is nan"):
+        learner.step(samples)
+    assert torch.equal(weights_of(learner, "engineer"), before) and learner.steps == 0
+    (kept,) = (tmp_path / "faults").iterdir()
+    assert msgspec.msgpack.decode(kept.read_bytes(), type=list[Sample]) == samples
+    with pytest.raises(LearnError, match="load the last checkpoint"):
+        learner.step(samples)
+
+
+def test_the_report_says_where_the_time_went(tiny_model: Path) -> None:
+    report = Learner(settings(tiny_model)).step(make_samples(0))
+    assert set(report.seconds) == {"attention", "linear", "lm_head", "optimizer", "other"}
+    assert all(seconds > 0 for seconds in report.seconds.values()) and report.peak_memory_gb > 0.1
+    assert report.roles["analyst"].reward == pytest.approx(
+        sum(s.rewards[0] for s in make_samples(0) if s.role == "analyst") / 4
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shard_base": True}, r"learn\.shard_base needs learn\.zero_stage=3; it is 2"),
+        ({"offload": True, "zero_stage": 0}, r"learn\.offload needs"),
+        ({"role": {"boss": RoleLearnConfig()}}, r"learn\.role\.boss is about a role there is not"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(tiny_model: Path, changes: dict, message: str) -> None:
+    with pytest.raises(LearnError, match=message):
+        Learner(settings(tiny_model, **changes))
+
+
+def test_an_adapter_is_taken_over_or_refused(tiny_model: Path, tiny_qwen: Path, tmp_path: Path) -> None:
+    learner, other = Learner(settings(tiny_model)), Learner(settings(tiny_qwen))
+    learner.step(make_samples(0))
+    learner.export("modeler", tmp_path / "modeler")
+    fresh = Learner(settings(tiny_model))
+    fresh.adopt("analyst", tmp_path / "modeler")
+    assert torch.equal(weights_of(fresh, "analyst"), weights_of(learner, "modeler"))
+    with pytest.raises(AdapterError, match="the base needs"):
+        other.adopt("analyst", tmp_path / "modeler")
+    with pytest.raises(AdapterError, match=r"has rank 4; learn\.rank is 8"):
+        Learner(settings(tiny_model, rank=8)).adopt("analyst", tmp_path / "modeler")
+
+
+def test_logprobs_are_those_of_the_sampler(tiny_model: Path) -> None:
+    """Two turns, the second's context holding the first: what was sampled is what is trained on, so the ratio is 1."""
+    learner = Learner(settings(tiny_model), temperature=0.7)
+    sampler = LocalSampler(learner.base, learner.router, learner.layers, max_rows=4, max_context=256, threads=1)
+
+    async def play() -> Sample:
+        await sampler.publish("modeler", 0, learner.adapter("modeler"))
+        tokens: tuple[int, ...] = tuple(range(5, 45))
+        spans, logprobs = [], []
+        for turn in range(2):
+            params = SamplingParams(temperature=0.7, max_tokens=12, seed=turn)
+            wrote = await sampler.generate(tokens, "modeler@0", params, f"e/modeler/{turn}")
+            spans.append((len(tokens), len(tokens) + len(wrote.output_ids)))
+            logprobs.extend(wrote.logprobs)
+            tokens = (*tokens, *wrote.output_ids, 7, 8, 9)
+        return Sample(role="modeler", tokens=tokens, spans=tuple(spans), logprobs=tuple(logprobs), rewards=(1.0, 0.0))
+
+    with torch.no_grad():
+        for _, b in learner.adapters["modeler"].values():
+            b.normal_(std=0.05)
+    try:
+        sample = asyncio.run(play())
+    finally:
+        sampler.close()
+    (ours,) = learner.logprobs([sample])
+    torch.testing.assert_close(ours, torch.tensor(sample.logprobs), atol=1e-4, rtol=0)

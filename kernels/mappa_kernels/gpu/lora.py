@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mappa_kernels import dispatch
-from mappa_kernels.lora import LARGEST_RANK
+from mappa_kernels.checks import LARGEST_RANK
 
 ROWS = 64
 """Tokens of a tile."""
