@@ -57,7 +57,7 @@ def locks() -> dict[Path, str]:
         return [Requirement(text).name for text in texts]
 
     train = closure(wanted([*project["dependencies"], *extras["train"]]))
-    dev = closure(wanted([*extras["dev"], *extras["bench"]])) - train
+    dev = closure(wanted(extras["dev"])) - train
     return {HERE / "train.txt": TRAIN + pins(train), HERE / "dev.txt": DEV + pins(dev)}
 
 
