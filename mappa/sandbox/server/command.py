@@ -28,6 +28,7 @@ def execution_environment() -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
+        "JE_ARROW_MALLOC_CONF": "background_thread:false",  # pyarrow's allocator; pandas imports it where it is there
         # Each further malloc arena reserves 64 MiB of the address space that is limited.
         "MALLOC_ARENA_MAX": "2",
     }

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import importlib
 import os
-import sys
 from collections.abc import Sequence
 
 from .syscalls import collapse
@@ -19,10 +18,6 @@ _HUGE = 2 << 20
 
 def preload(names: Sequence[str]) -> None:
     """Import `names`. ImportError where that fails or leaves threads behind."""
-    if "pyarrow" not in names:
-        # Where it is installed pandas would take it for its strings: a thread, and pickles that need it to be read.
-        # Code must run alike whatever else the trainer's environment holds.
-        sys.modules["pyarrow"] = None  # type: ignore[assignment]
     for name in names:
         importlib.import_module(name)
     threads = len(os.listdir("/proc/self/task"))
