@@ -70,13 +70,16 @@ def restore(learner: Learner, folder: Path) -> None:
                 f"{folder} was taken with learn.{name} = {getattr(state, name)}, this run has {getattr(config, name)}"
             )
     moments = load_file(folder / "moments.safetensors")
-    for role, adapter in learner.adapters.items():
-        weights = read_adapter(folder / "adapters" / role)
-        for layer, pair in adapter.items():
-            for letter, parameter, value in zip("AB", pair, weights[layer], strict=True):
-                set_weight(parameter, value)
-                for moment in _MOMENTS:
-                    _set_moment(learner, parameter, moments[_key(role, layer, letter, moment)], moment)
+    for role, weights in learner.weights.items():
+        adapter = read_adapter(folder / "adapters" / role)
+        for layer, parameter in weights.parameters.items():
+            set_weight(parameter, weights.join(layer, adapter))
+            for moment in _MOMENTS:
+                whole = {
+                    name: (moments[_key(role, name, "A", moment)], moments[_key(role, name, "B", moment)])
+                    for name, _ in weights.split(layer, parameter.detach())
+                }
+                _set_moment(learner, parameter, weights.join(layer, whole), moment)
     for role, tensors in zip(config.roles, learner.stepped(), strict=True):
         for tensor in tensors:
             learner.optimizer.state[tensor]["step"].fill_(state.optimizer_steps[role])
@@ -148,15 +151,16 @@ def _write(learner: Learner, folder: Path, moments: dict[str, torch.Tensor]) -> 
 
 
 def _moments(learner: Learner) -> Iterator[tuple[str, torch.Tensor]]:
-    for role, adapter in learner.adapters.items():
-        for layer, pair in adapter.items():
-            for letter, parameter in zip("AB", pair, strict=True):
-                for moment in _MOMENTS:
-                    yield _key(role, layer, letter, moment), _moment(learner, parameter, moment)
+    for role, weights in learner.weights.items():
+        for layer, parameter in weights.parameters.items():
+            for moment in _MOMENTS:
+                for name, pair in weights.split(layer, _moment(learner, parameter, moment)):
+                    for letter, tensor in zip("AB", pair, strict=True):
+                        yield _key(role, name, letter, moment), tensor.clone()
 
 
-def _key(role: str, layer: str, letter: str, moment: str) -> str:
-    return f"{role}/{layer}/{letter}/{moment}"
+def _key(role: str, name: str, letter: str, moment: str) -> str:
+    return f"{role}/{name}/{letter}/{moment}"
 
 
 def _moment(learner: Learner, parameter: torch.Tensor, key: str) -> torch.Tensor:

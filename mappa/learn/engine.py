@@ -12,20 +12,19 @@ import torch
 from torch import nn
 
 from mappa.config import LearnConfig
+from mappa.learn.memory import REDUCE_BUCKET
 from mappa.learn.optimizer import RoleAdamW
-
-_BUCKET = 50_000_000
-"""Elements reduced at once at most; smaller adapters need no more room than they are large."""
-
-Weights = Mapping[str, tuple[nn.Parameter, nn.Parameter]]
+from mappa.learn.weights import RoleWeights
 
 
-def start_engine(module: nn.Module, adapters: Mapping[str, Weights], config: LearnConfig) -> tuple[Any, RoleAdamW]:
+def start_engine(module: nn.Module, weights: Mapping[str, RoleWeights], config: LearnConfig) -> tuple[Any, RoleAdamW]:
     """Initialise DeepSpeed over `module`, in the process group that `join` found or made. Returns the engine and the
-    optimizer, whose groups are in the order of `adapters`."""
+    optimizer, whose groups are in the order of `weights`."""
     deepspeed = _deepspeed()
+    groups = {role: list(mine.parameters.values()) for role, mine in weights.items()}
+    everything = [parameter for group in groups.values() for parameter in group]
     optimizer = RoleAdamW(
-        [{"name": role, "params": _flat(weights)} for role, weights in adapters.items()],
+        [{"name": role, "params": group} for role, group in groups.items()],
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,
@@ -35,38 +34,48 @@ def start_engine(module: nn.Module, adapters: Mapping[str, Weights], config: Lea
     engine, *_ = deepspeed.initialize(
         model=module,
         optimizer=optimizer,
-        model_parameters=[p for weights in adapters.values() for p in _flat(weights)],
+        model_parameters=everything,
         config={
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,  # boundaries are set by hand: their number changes per step
             "gradient_clipping": 0.0,  # the default, 1.0, clips all roles together; ours are clipped each on its own
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
-            "zero_optimization": _zero(config, [p.numel() for w in adapters.values() for p in _flat(w)]),
+            "zero_optimization": _zero(config, module, sum(parameter.numel() for parameter in everything)),
             "steps_per_print": 10**9,
         },
     )
     _create_moments(engine, optimizer)
     if config.zero_stage == 3:
-        whole = [p for weights in adapters.values() for p in _flat(weights)]
-        whole[0].all_gather(whole)  # type: ignore[attr-defined]
+        _keep_whole(engine, everything)
     return engine, optimizer
 
 
-def _zero(config: LearnConfig, sizes: Sequence[int]) -> dict[str, Any]:
-    """`sizes`: elements of every matrix of every adapter."""
+def _keep_whole(engine: Any, parameters: Sequence[Any]) -> None:
+    """Have ZeRO-3 leave the adapters whole on every rank, so that one can publish them without the others. What it
+    divides is their optimiser state, and the base."""
+    persistent = engine.optimizer.persistent_parameters  # what is gathered after every step
+    for parameter in parameters:
+        if not parameter.ds_persist:
+            parameter.ds_persist = True
+            persistent.append(parameter)
+    parameters[0].all_gather(list(parameters))
+
+
+def _zero(config: LearnConfig, module: nn.Module, elements: int) -> dict[str, Any]:
+    """`elements`: of all adapters together."""
     settings: dict[str, Any] = {
         "stage": config.zero_stage,
         "overlap_comm": False,
         "contiguous_gradients": True,
-        "reduce_bucket_size": min(_BUCKET, sum(sizes)),
+        "reduce_bucket_size": min(REDUCE_BUCKET, elements),
     }
     if config.offload and config.zero_stage > 0:
         settings["offload_optimizer"] = {"device": "cpu"}
     if config.zero_stage == 3:
-        # Adapters stay whole on every rank, so that one can publish them without the others. What is divided is their
-        # optimiser state, and every matrix of the base, all of which are larger.
-        settings["stage3_param_persistence_threshold"] = max(sizes)
+        # Of a divided base, vectors stay whole: they are needed all the time and weigh nothing.
+        vectors = [p.numel() for p in module.parameters() if p.dim() == 1 and not p.requires_grad]
+        settings["stage3_param_persistence_threshold"] = max(vectors, default=0)
         # Micro-batches differ in which nodes they have; there is no fixed order of use to prefetch by.
         settings["stage3_prefetch_bucket_size"] = 0
         settings["stage3_max_reuse_distance"] = 0
@@ -93,10 +102,6 @@ def stepped(engine: Any, optimizer: RoleAdamW) -> list[list[torch.Tensor]]:
     if engine.zero_optimization_stage() == 3:  # takes them out of the groups between steps
         return [[piece] for piece in engine.optimizer.fp32_partitioned_groups_flat]
     return [group["params"] for group in optimizer.param_groups]
-
-
-def _flat(weights: Weights) -> list[nn.Parameter]:
-    return [tensor for pair in weights.values() for tensor in pair]
 
 
 def _create_moments(engine: Any, optimizer: RoleAdamW) -> None:

@@ -30,6 +30,7 @@ from mappa.learn.packing import pack
 from mappa.learn.passes import Policy, Prepared
 from mappa.learn.report import LearnReport, Tally, peak_memory_gb
 from mappa.learn.samples import action_tokens, check_samples, learnable
+from mappa.learn.weights import RoleWeights
 from mappa.model.base import Base, load_base
 from mappa.model.lora import Adapter, add_roles, check_adapter, new_adapter
 from mappa.types import Sample
@@ -70,15 +71,20 @@ class Learner:
             self.base.model, config.targets, config.first_layer, config.alpha / config.rank
         )
         generator = torch.Generator().manual_seed(config.seed)
-        self.adapters = {role: new_adapter(self.layers, config.rank, generator) for role in config.roles}
+        self.weights = {role: RoleWeights(new_adapter(self.layers, config.rank, generator)) for role in config.roles}
         join()
         _agree(config, temperature, total_steps)
-        self._policy = Policy(self.base, self.router, self.adapters, config, temperature)
-        self._engine, self.optimizer = start_engine(self._policy, self.adapters, config)
+        self._policy = Policy(self.base, self.router, self.weights, config, temperature)
+        self._engine, self.optimizer = start_engine(self._policy, self.weights, config)
+
+    @property
+    def adapters(self) -> dict[str, Adapter]:
+        """Every role's current weights (see `adapter`)."""
+        return {role: self.adapter(role) for role in self.config.roles}
 
     def adapter(self, role: str) -> Adapter:
-        """The role's current weights, by module name."""
-        return self.adapters[role]
+        """The role's current weights, A and B by module name: views, which the next step changes."""
+        return self.weights[role].adapter()
 
     def stepped(self) -> list[list[torch.Tensor]]:
         """The tensors that optimizer state belongs to, by role: the adapters, or this rank's pieces of them."""
@@ -86,19 +92,18 @@ class Learner:
 
     def export(self, role: str, folder: str | Path) -> None:
         """Write the role's adapter as a PEFT folder."""
-        write_adapter(Path(folder), self.adapters[role], self.config, len(self.base.decoder.layers))
+        write_adapter(Path(folder), self.adapter(role), self.config, len(self.base.decoder.layers))
 
     def adopt(self, role: str, folder: str | Path) -> None:
         """Start `role` from the PEFT folder of an adapter. Raises AdapterError if it belongs to another base."""
-        weights = read_adapter(Path(folder))
-        check_adapter(self.layers, weights, str(folder))
-        for layer, pair in self.adapters[role].items():
-            for parameter, value in zip(pair, weights[layer], strict=True):
-                if parameter.shape != value.shape:
-                    raise AdapterError(
-                        f"the adapter at {folder} has rank {min(value.shape)}; learn.rank is {self.config.rank}"
-                    )
-                checkpoint.set_weight(parameter, value)
+        found = read_adapter(Path(folder))
+        check_adapter(self.layers, found, str(folder))
+        rank = next(iter(found.values()))[0].shape[0]
+        if any(a.shape[0] != self.config.rank for a, _ in found.values()):
+            raise AdapterError(f"the adapter at {folder} has rank {rank}; learn.rank is {self.config.rank}")
+        weights = self.weights[role]
+        for layer, parameter in weights.parameters.items():
+            checkpoint.set_weight(parameter, weights.join(layer, found))
 
     def save(self, folder: str | Path) -> None:
         """Write a checkpoint (collective): adapters, optimizer moments, counters; whole or not at all."""

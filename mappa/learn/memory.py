@@ -29,7 +29,7 @@ FLOAT = 4
 """Bytes of an fp32 element: adapters, their gradients and moments, log-prob directions, norms."""
 
 REDUCE_BUCKET = 50_000_000
-"""Elements ZeRO reduces at a time (`reduce_bucket_size` in mappa/learn/engine.py)."""
+"""Elements ZeRO reduces at a time at most (`reduce_bucket_size`): smaller adapters need no more room than their own."""
 PLAIN_BUCKET = 500_000_000
 """The same of DeepSpeed without ZeRO."""
 LOGIT_ROWS, LOGIT_COLUMNS = 4096, 8192
@@ -240,13 +240,13 @@ def adapter_elements(shape: ModelShape, settings: MemorySettings) -> int:
 
 
 def base_bytes(shape: ModelShape, settings: MemorySettings) -> tuple[int, int]:
-    """(resident, gathered). A divided base keeps whole what is no larger than the largest adapter matrix, and gathers
-    the others one at a time, of which the embedding is the largest."""
+    """(resident, gathered). A divided base keeps its vectors whole, and gathers its matrices one at a time; the
+    embedding is the largest."""
     whole = sum(shape.tensors)
     if not settings.shard_base:
         return whole * settings.element, 0
-    persistent = settings.rank * max(max(shape.linears[name]) for name in settings.targets)
-    kept = sum(n for n in shape.tensors if n <= persistent)
+    longest = max(shape.hidden, shape.heads * shape.head_dim if shape.qkv_bias else 0)
+    kept = sum(n for n in shape.tensors if n <= longest)
     divided = sum(-(-n // settings.world_size) for n in shape.tensors)
     return (kept + divided) * settings.element, max(shape.tensors) * settings.element
 
@@ -283,7 +283,7 @@ def _buckets(elements: int, settings: MemorySettings) -> int:
     alone = settings.world_size == 1
     if settings.zero_stage == 0:
         return 0 if alone else FLOAT * min(elements, PLAIN_BUCKET)
-    return FLOAT * (REDUCE_BUCKET + (0 if alone else min(elements, REDUCE_BUCKET)))
+    return FLOAT * min(elements, REDUCE_BUCKET) * (1 if alone else 2)
 
 
 def activation_bytes(shape: ModelShape, settings: MemorySettings) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from mappa.learn.clock import Clock, TimedPlan
 from mappa.learn.loss import Coefficients, LossBatch, summed_loss
 from mappa.learn.packing import MicroBatch, padding
 from mappa.learn.report import Tally
+from mappa.learn.weights import RoleWeights
 from mappa.model.attention import decode_layers
 from mappa.model.base import Base
 from mappa.model.forward import scored_hidden
@@ -58,20 +59,18 @@ class Policy(nn.Module):
     """
 
     def __init__(
-        self, base: Base, router: Router, adapters: Mapping[str, Adapter], config: LearnConfig, temperature: float
+        self, base: Base, router: Router, weights: Mapping[str, RoleWeights], config: LearnConfig, temperature: float
     ) -> None:
         super().__init__()
-        self._outside = (base, router, adapters)  # in a tuple: a module would register what it holds
+        self._outside = (base, router, weights)  # in a tuple: a module would register what it holds
         self.config = config
         self.temperature = temperature
         self.dtype = base.dtype
         self.clock = Clock()
         # Directly, not in a list: ZeRO-3 gathers a module's own parameters when that module is called.
-        for role, adapter in adapters.items():
-            for layer, pair in adapter.items():
-                for letter, parameter in zip("AB", pair, strict=True):
-                    assert isinstance(parameter, nn.Parameter)
-                    self.register_parameter(f"{role}/{layer}/{letter}".replace(".", "/"), parameter)
+        for role, mine in weights.items():
+            for layer, parameter in mine.parameters.items():
+                self.register_parameter(f"{role}/{layer}".replace(".", "/"), parameter)
         if config.shard_base:
             for weight in base.model.parameters():
                 weight.data = weight.data.contiguous()  # it is cut into flat pieces
@@ -102,9 +101,9 @@ class Policy(nn.Module):
 
     def logprobs(self, item: Prepared, *, reference: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probs and entropies [N] of the action tokens, by the adapters or by the base alone."""
-        base, router, adapters = self._outside
+        base, router, weights = self._outside
         batch = item.batch
-        in_play: Sequence[Adapter] = () if reference else [adapters[role] for role in self.config.roles]
+        in_play: Sequence[Adapter] = () if reference else [weights[role].trainable() for role in self.config.roles]
         scored = scored_hidden(
             base.decoder,
             item.below,

@@ -93,7 +93,7 @@ def add_roles(
     found: dict[str, RoleLinear] = {}
     for name, module in list(model.named_modules()):
         parent, _, leaf = name.rpartition(".")
-        if isinstance(module, nn.Linear) and leaf in targets and _layer(name) >= first_layer:
+        if isinstance(module, nn.Linear) and leaf in targets and layer_index(name) >= first_layer:
             found[name] = RoleLinear(module, name, scale, router)
             setattr(model.get_submodule(parent), leaf, found[name])
     if not found:
@@ -136,7 +136,7 @@ def check_adapter(layers: Mapping[str, RoleLinear], adapter: Adapter, name: str)
         raise AdapterError(f"adapter {name!r} has weights for {sorted(extra)[0]}, which this base does not adapt")
 
 
-def _layer(name: str) -> int:
+def layer_index(name: str) -> int:
     """Index of the decoder layer a module lies in; -1 outside of them."""
     parts = name.split(".")
     return next((int(part) for part in parts if part.isdigit()), -1)

@@ -29,6 +29,10 @@ BUILDERS = {
     ("pandas.core.indexes.base", "_new_Index"),
     ("pandas.core.indexes.datetimes", "_new_DatetimeIndex"),
     ("pandas.core.indexes.interval", "_new_IntervalIndex"),
+    # pandas keeps text in arrow's arrays where pyarrow is installed.
+    ("pyarrow.lib", "_restore_array"),
+    ("pyarrow.lib", "py_buffer"),
+    ("pyarrow.lib", "type_for_alias"),
 }
 PLAIN = {"bytearray", "complex", "dict", "frozenset", "list", "object", "range", "set", "slice", "tuple"}
 
