@@ -33,14 +33,14 @@ setup: $(TRAIN) $(BUILT) bubblewrap ## what training needs, in .venv
 
 setup-dev: setup $(DEV) ## what the tests and checks need as well
 
-setup-bench: setup-dev ## the libraries that benches compare with; they bring pyarrow, which changes how pandas stores text
+setup-bench: setup-dev ## the libraries that benches compare with
 	$(PIP) -r requirements/bench.txt
 
 train: setup ## set up what is missing, then train CONFIG on N ranks
 	$(LAUNCH) -m mappa.train $(CONFIG) $(ARGS)
 
 test: setup-dev ## set up what is missing, then run every test but the slow ones
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 test-slow: setup-dev ## run the slow tests alone
 	$(PY) -m pytest -m slow $(ARGS)

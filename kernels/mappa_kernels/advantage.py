@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 SCORE_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-SMALLEST_STD = 1e-8
-"""Returns that spread less than this are equal but for rounding: their whitened advantage is 0, not noise."""
+SMALLEST_STD = 1e-6
+"""Returns that spread less than this are equal but for the rounding of beta times fp32 log-probs: their whitened advantage is 0, not noise."""
 
 
 def process_advantage(

@@ -41,7 +41,7 @@ def by_loops(scores, offsets, groups, kl, beta, gamma, whiten, n_groups):
             stats[group] = torch.stack((torch.tensor(float(len(values))), values.mean(), spread))
             if whiten:
                 std = (spread / len(values)).sqrt()
-                advantage[members] = (values - values.mean()) / std if std > 1e-8 else 0.0
+                advantage[members] = (values - values.mean()) / std if std > 1e-6 else 0.0
     return advantage.nan_to_num(nan=0.0), stats
 
 

@@ -127,9 +127,7 @@ def test_the_loss_of_the_page_is_the_default_one_where_nothing_is_clipped(tiny_m
     assert error < 1e-5 < 1e-3 < relative_error(plain.adapters, start.adapters)
 
 
-@pytest.mark.slow
 def test_trl_with_our_kernel_says_what_trl_says(tiny_model: Path, tmp_path: Path) -> None:
-    pytest.importorskip("trl", reason="the extra `bench` brings TRL: make setup-bench")
     run(tmp_path, programs()[2] + AGAINST_TRL, tiny_model)
 
 
