@@ -40,7 +40,7 @@ train: setup ## set up what is missing, then train CONFIG on N ranks
 	$(LAUNCH) -m mappa.train $(CONFIG) $(ARGS)
 
 test: setup-dev ## set up what is missing, then run every test but the slow ones
-	$(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(ARGS)
+	$(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: setup-dev ## run the slow tests alone
 	$(PY) -m pytest -m slow $(ARGS)

@@ -162,25 +162,3 @@ def test_the_tasks_of_a_step_come_from_shuffled_passes() -> None:
 def test_every_config_that_ships_can_be_read() -> None:
     for path in (ROOT / "configs").glob("*.toml"):
         load_config(path)
-
-
-def test_the_real_base_learns_two_steps(tmp_path: Path) -> None:
-    """SmolLM2 on the quickstart's own system and tasks, end to end."""
-    from mappa.config import cache_home
-    from mappa.model.smollm2 import smollm2_folder
-
-    code, output = run(
-        ROOT / "configs" / "quickstart.toml",
-        f"runs={tmp_path}",
-        "name=real",
-        "steps=2",
-        "rollout.episodes=4",
-        "evaluate.samples=0",
-        "learn.lr=1e-3",
-    )
-    assert code == 0, output
-    folder = tmp_path / "real"
-    check_finished(folder, smollm2_folder(cache_home()), 2, 4)
-    for metrics in read_metrics(folder / "metrics.jsonl"):
-        for role in ROLES:
-            assert metrics.roles[role].ratio == pytest.approx(1, abs=1e-3)  # sampler and learner agree

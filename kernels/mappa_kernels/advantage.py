@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 SCORE_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SMALLEST_STD = 1e-6
-"""Returns that spread less than this are equal but for the rounding of beta times fp32 log-probs: their whitened advantage is 0, not noise."""
+"""Returns that spread less than this are equal but for rounding, beta times that of log-probs: whitened, they stay
+small, rather than become noise of unit size."""
 
 
 def process_advantage(

@@ -1,0 +1,37 @@
+"""The real base on the quickstart's own system and tasks. In a folder that comes early: it takes longest."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mappa.config import cache_home
+from mappa.model.smollm2 import smollm2_folder
+from mappa.observe.metrics import read_metrics
+from mappa.tasks.quickstart import quickstart_folder
+from tests.test_train import ROLES, ROOT, check_finished, run
+
+
+@pytest.mark.timeout(600)
+def test_smollm2_learns_two_steps(tmp_path: Path) -> None:
+    tasks = tmp_path / "tasks"
+    for split, count in (("train", 8), ("heldout", 2)):
+        for folder in sorted((quickstart_folder(cache_home()) / split).iterdir())[:count]:
+            shutil.copytree(folder, tasks / split / folder.name)
+    code, output = run(
+        ROOT / "configs" / "quickstart.toml",
+        f"runs={tmp_path}",
+        "name=real",
+        f"tasks.source={tasks}",
+        "steps=2",
+        "rollout.episodes=4",
+        "evaluate.samples=0",
+        "learn.lr=1e-3",
+    )
+    assert code == 0, output
+    check_finished(tmp_path / "real", smollm2_folder(cache_home()), 2, 4)
+    for metrics in read_metrics(tmp_path / "real" / "metrics.jsonl"):
+        for role in ROLES:
+            assert metrics.roles[role].ratio == pytest.approx(1, abs=1e-3)  # sampler and learner agree
