@@ -53,7 +53,7 @@ class SandboxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         tuple[str, ...], _doc("modules imported once, before any execution, so that importing them later is free")
     ] = ("numpy", "pandas", "sklearn.ensemble", "sklearn.linear_model", "sklearn.model_selection", "sklearn.pipeline")
     tier: Annotated[
-        Literal["auto", "fork-server", "bubblewrap"],
+        Literal["auto", "fork-server", "bubblewrap", "landlock"],
         _doc("how executions are isolated; auto: as well as this machine can"),
     ] = "auto"
     unsafe: Annotated[

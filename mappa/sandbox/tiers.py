@@ -16,12 +16,13 @@ from mappa.config import SandboxConfig
 from mappa.errors import SandboxError
 from mappa.sandbox.process import ServerProcess, ServerRefused
 
-Tier = Literal["fork-server", "bubblewrap", "unsafe"]
+Tier = Literal["fork-server", "bubblewrap", "landlock", "unsafe"]
 
-_MODES: dict[Tier, str] = {"fork-server": "guard", "bubblewrap": "bubblewrap", "unsafe": "unsafe"}
+_MODES: dict[Tier, str] = {"fork-server": "guard", "bubblewrap": "bubblewrap", "landlock": "landlock", "unsafe": "unsafe"}
 _MEANING: dict[Tier, str] = {
     "fork-server": "a preloaded interpreter forks each execution into namespaces of its own",
     "bubblewrap": "each execution starts bubblewrap and a new interpreter: as isolated, but slow",
+    "landlock": "a preloaded interpreter forks each execution into a Landlock domain: isolated, but limits are coarser",
     "unsafe": "NO ISOLATION: model-written code can do whatever you can",
 }
 
@@ -66,7 +67,7 @@ async def start_server(config: SandboxConfig, patience: float) -> tuple[ServerPr
         warnings.warn("sandbox.unsafe: " + _MEANING["unsafe"], UnsafeSandboxWarning, stacklevel=2)
         return await ServerProcess.start(config, _MODES["unsafe"], patience), TierReport(tier="unsafe")
     reasons: list[str] = []
-    tiers: Sequence[Tier] = ("fork-server", "bubblewrap") if config.tier == "auto" else (config.tier,)
+    tiers: Sequence[Tier] = ("fork-server", "bubblewrap", "landlock") if config.tier == "auto" else (config.tier,)
     for tier in tiers:
         try:
             server = await ServerProcess.start(config, _MODES[tier], patience)

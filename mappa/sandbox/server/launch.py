@@ -87,7 +87,7 @@ def _identity() -> Identity:
     if uid != 0:
         return Identity(uid, gid, separate=False)
     mapped = all(_is_mapped(kind, number) for kind in ("uid", "gid") for number in (SERVER_ID, EXECUTION_ID))
-    separate = mapped and _has_capabilities(CAP_SYS_ADMIN, CAP_SETUID, CAP_SETGID)
+    separate = mapped and has_capabilities(CAP_SYS_ADMIN, CAP_SETUID, CAP_SETGID)
     if not separate and _is_real_root():
         raise OSError(errno.EPERM, "root without the capabilities SYS_ADMIN, SETUID and SETGID")
     return Identity(uid, gid, separate)
@@ -106,7 +106,7 @@ def _id_map(kind: str) -> list[tuple[int, int, int]]:
         return [(int(first), int(outer), int(count)) for first, outer, count in map(str.split, file)]
 
 
-def _has_capabilities(*numbers: int) -> bool:
+def has_capabilities(*numbers: int) -> bool:
     with open("/proc/self/status") as file:
         held = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
     return all(held >> number & 1 for number in numbers)
