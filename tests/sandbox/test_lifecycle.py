@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mappa.config import SandboxConfig
@@ -218,6 +219,30 @@ def test_neither_descriptors_nor_mounts_grow(lab: Lab) -> None:
 
 def _is_preloaded(pid: int) -> bool:
     return "pandas" in Path(f"/proc/{pid}/maps").read_text()
+
+
+def test_a_fresh_server_takes_over_after_so_many_executions() -> None:
+    async def main() -> None:
+        others = set(_servers(os.getpid()))
+        async with Sandbox.open(msgspec.structs.replace(BARE, recycle_after=3)) as sandbox:
+            (first,) = set(_servers(os.getpid())) - others
+            kept = await sandbox.workspace()
+            assert (await kept.run("open('kept.txt', 'w').write('1')")).created == {"kept.txt": 1}
+            async with asyncio.timeout(20):
+                while not sandbox.recycled:
+                    workspace = await sandbox.workspace()
+                    assert (await workspace.run("print(1)")).stdout == "1\n"
+                    workspace.close()
+            assert first in _servers(os.getpid())  # it holds a workspace
+            assert (await kept.run("print(open('kept.txt').read())")).stdout == "1\n"
+            kept.close()
+            async with asyncio.timeout(10):
+                while first in _servers(os.getpid()):
+                    await asyncio.sleep(0.05)
+            assert sandbox.restarts == 0
+        assert set(_servers(os.getpid())) == others
+
+    asyncio.run(main())
 
 
 def test_an_impossible_preload_is_told() -> None:
