@@ -119,7 +119,10 @@ def test_many_processes_with_too_much_memory_together(any_lab: Lab) -> None:
     ],
 )
 def test_memory_that_no_process_holds(any_lab: Lab, code: str) -> None:
-    assert any_lab.run(code).exception in ("PermissionError: [Errno 1] Operation not permitted", "AssertionError: refused")
+    assert any_lab.run(code).exception in (
+        "PermissionError: [Errno 1] Operation not permitted",
+        "AssertionError: refused",
+    )
 
 
 def test_executions_are_the_first_to_go_when_memory_runs_out(any_lab: Lab) -> None:
@@ -162,8 +165,8 @@ def test_infinite_loop_that_ignores_all_signals(any_lab: Lab) -> None:
     assert any_lab.run(code, timeout=1.0).outcome == "timeout"
 
 
-def test_flood_of_the_report(lab: Lab) -> None:
-    assert lab.run("import os\nwhile True: os.write(3, b'x' * 65536)").outcome == "output-limit"
+def test_flood_of_the_report(any_lab: Lab) -> None:
+    assert any_lab.run("import os\nwhile True: os.write(3, b'x' * 65536)").outcome == "output-limit"
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
@@ -344,7 +347,8 @@ def test_other_workspaces_are_not_there(any_lab: Lab) -> None:
         other.put("answer.txt", b"forty-two")
         code = """
             import os
-            tops = ["/sandbox", "/workspaces", "/run", "/dev", "/etc", "/tmp", "..", "../..", "/"]
+            tops = {"/sandbox", "/workspaces", "/run", "/dev", "/etc", "/tmp", "/mnt", "/home", "/var"}
+            tops |= {os.path.abspath("..")} - {"/"}
             print([top for top in tops for _, _, names in os.walk(top) if "answer.txt" in names])
         """
         assert _result_of(any_lab, code) == []
@@ -398,9 +402,13 @@ def test_the_environment_the_server_starts_with_is_nowhere(tier: str, monkeypatc
     monkeypatch.setattr(mappa.sandbox.process, "execution_environment", lambda: {**clean, "MAPPA_PLANTED": planted})
     lab = Lab(SandboxConfig(tier=tier, preload=()))  # type: ignore[arg-type]
     try:
-        assert planted.encode() in b"".join(
-            Path(f"/proc/{pid}/environ").read_bytes() for pid in descendants(os.getpid()) if tier != "landlock"
-        ) or tier == "landlock"
+        assert (
+            planted.encode()
+            in b"".join(
+                Path(f"/proc/{pid}/environ").read_bytes() for pid in descendants(os.getpid()) if tier != "landlock"
+            )
+            or tier == "landlock"
+        )
         assert _result_of(lab, _search_own_memory(planted)) == 0
         assert "MAPPA_PLANTED" not in lab.output("import os; print(os.environ, open('/proc/self/environ').read())")
     finally:
@@ -593,6 +601,7 @@ def test_identity_of_an_execution(any_lab: Lab) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="nobody here is root")
+@pytest.mark.skipif("fork-server" not in TIERS, reason="its server stays root")
 def test_nothing_runs_as_root_of_the_host(lab: Lab) -> None:
     async def look() -> list[int]:
         workspace = await lab.sandbox.workspace()
@@ -680,7 +689,9 @@ def test_what_is_left_for_the_host_is_refused(any_lab: Lab) -> None:
 def test_deleting_the_workspace(any_lab: Lab) -> None:
     with any_lab.workspace() as workspace:
         workspace.put("a/b.txt", b"1")
-        any_lab.run_in(workspace, "import shutil, os; here = os.getcwd(); os.chdir('/'); shutil.rmtree(here, ignore_errors=True)")
+        any_lab.run_in(
+            workspace, "import shutil, os; here = os.getcwd(); os.chdir('/'); shutil.rmtree(here, ignore_errors=True)"
+        )
         assert workspace.files() == {}
         workspace.put("c.txt", b"2")
         assert any_lab.run_in(workspace, "print(open('c.txt').read())").stdout == "2\n"
@@ -771,13 +782,13 @@ def test_a_traceback_of_a_megabyte(any_lab: Lab) -> None:
     assert len(result.exception) <= 2000
 
 
-def test_forged_reports_change_texts_only(lab: Lab) -> None:
+def test_forged_reports_change_texts_only(any_lab: Lab) -> None:
     code = """
         import os
         os.write(3, b'{"exception": "Forged: yes", "line": 7, "kind": null, "outcome": "ok"}')
         os._exit(1)
     """
-    result = lab.run(code)
+    result = any_lab.run(code)
     assert (result.outcome, result.exception, result.exception_line) == ("error", "Forged: yes", 7)
-    result = lab.run("import os; os.write(3, b'\\xff{' * 50000); os._exit(1)", timeout=5)
+    result = any_lab.run("import os; os.write(3, b'\\xff{' * 50000); os._exit(1)", timeout=5)
     assert (result.outcome, result.exception) == ("error", None)

@@ -26,7 +26,16 @@ from typing import NoReturn
 from . import syscalls as sys_
 from .confine import Limits, Lock, limit_resources
 from .folders import HostFolders
-from .launch import CAP_SETGID, CAP_SETUID, EXECUTION_ID, SYSTEM, SYSTEM_SETTINGS, has_capabilities, interpreter_folders
+from .launch import (
+    CAP_SETGID,
+    CAP_SETUID,
+    EXECUTION_ID,
+    SYSTEM,
+    SYSTEM_SETTINGS,
+    are_mapped,
+    has_capabilities,
+    interpreter_folders,
+)
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _VERSION = 1
@@ -99,12 +108,12 @@ class Landlock(HostFolders):
         if abi() < _NEEDED_ABI:
             version = f"version {abi()}" if abi() else "none, or it is switched off or forbidden"
             raise OSError(errno.ENOSYS, f"Landlock {_NEEDED_ABI} (Linux 6.12) is needed; this kernel has {version}")
-        self._is_root = os.geteuid() == 0
-        if self._is_root:
+        self._separate = os.geteuid() == 0 and are_mapped(EXECUTION_ID)
+        if self._separate:
             _check_user_of_executions()
         self._lock = Lock(shared=True)
         self._shown = (*SYSTEM, *SYSTEM_SETTINGS, *interpreter_folders())
-        super().__init__(limits, EXECUTION_ID if self._is_root else None)
+        super().__init__(limits, EXECUTION_ID if self._separate else None)
 
     def enter(self, workspace: int, cpu_seconds: int) -> None:
         """Become a warden, whose child returns from here, shut in with one workspace."""
@@ -112,7 +121,7 @@ class Landlock(HostFolders):
         os.setsid()
         temporary = self.renew_temporary(workspace)
         os.chdir(self._path(workspace))
-        if self._is_root:
+        if self._separate:
             os.setgroups([])
             os.setresgid(EXECUTION_ID, EXECUTION_ID, EXECUTION_ID)
             os.setresuid(EXECUTION_ID, EXECUTION_ID, EXECUTION_ID)

@@ -86,15 +86,16 @@ def _identity() -> Identity:
     uid, gid = os.getuid(), os.getgid()
     if uid != 0:
         return Identity(uid, gid, separate=False)
-    mapped = all(_is_mapped(kind, number) for kind in ("uid", "gid") for number in (SERVER_ID, EXECUTION_ID))
-    separate = mapped and has_capabilities(CAP_SYS_ADMIN, CAP_SETUID, CAP_SETGID)
+    separate = are_mapped(SERVER_ID, EXECUTION_ID) and has_capabilities(CAP_SYS_ADMIN, CAP_SETUID, CAP_SETGID)
     if not separate and _is_real_root():
         raise OSError(errno.EPERM, "root without the capabilities SYS_ADMIN, SETUID and SETGID")
     return Identity(uid, gid, separate)
 
 
-def _is_mapped(kind: str, number: int) -> bool:
-    return any(first <= number < first + count for first, _, count in _id_map(kind))
+def are_mapped(*numbers: int) -> bool:
+    """Whether these users and groups exist in this user namespace."""
+    maps = _id_map("uid"), _id_map("gid")
+    return all(any(first <= number < first + count for first, _, count in ids) for ids in maps for number in numbers)
 
 
 def _is_real_root() -> bool:
