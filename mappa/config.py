@@ -49,11 +49,14 @@ class SandboxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     output_kb: Annotated[int, _doc("stdout and stderr kept of one execution, KiB each", ge=1)] = 16
     output_limit_mb: Annotated[int, _doc("stdout and stderr together at which an execution is ended, MiB", ge=1)] = 16
     parallel: Annotated[int, _doc("executions at the same time; 0 = one per core", ge=0)] = 0
+    recycle_after: Annotated[
+        int, _doc("executions after which a fresh server takes over, without a pause; 0 = never", ge=0)
+    ] = 5000
     preload: Annotated[
         tuple[str, ...], _doc("modules imported once, before any execution, so that importing them later is free")
     ] = ("numpy", "pandas", "sklearn.ensemble", "sklearn.linear_model", "sklearn.model_selection", "sklearn.pipeline")
     tier: Annotated[
-        Literal["auto", "fork-server", "bubblewrap"],
+        Literal["auto", "fork-server", "bubblewrap", "landlock"],
         _doc("how executions are isolated; auto: as well as this machine can"),
     ] = "auto"
     unsafe: Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import secrets
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from mappa.sandbox.tiers import NoTier, TierReport
 
 # Each attack succeeds if it returns without an exception; `secret` is a file of the host that holds the word `mark`.
 _ATTACKS = """
-import ctypes, json, os, socket
+import ctypes, json, os, resource, socket, subprocess, sys
 
 def read_a_file_of_the_host():
     assert mark in open(secret).read()
@@ -43,6 +44,30 @@ def open_a_network_socket():
 def open_a_unix_socket():
     socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 
+def connect_through_a_subprocess():
+    code = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 9))"
+    assert subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL).returncode == 0
+
+def processes_outside():  # those of a new namespace have the first numbers
+    found = [pid for pid in (trainer, os.getppid()) if pid > 2]
+    assert found
+    return found
+
+def signal_a_process_outside():
+    for pid in processes_outside():
+        os.kill(pid, 0)
+
+def throttle_a_process_outside():
+    for pid in processes_outside():
+        resource.prlimit(pid, resource.RLIMIT_NICE, resource.prlimit(pid, resource.RLIMIT_NICE))
+
+def read_the_trainers_environment():
+    for pid in processes_outside():
+        open(f"/proc/{pid}/environ").read()
+
+def leave_the_memory_limit_behind():
+    os.memfd_create("hoard")
+
 def make_a_user_namespace():
     assert ctypes.CDLL(None).unshare(0x10000000) == 0
 
@@ -51,6 +76,7 @@ def mount_something():
 
 def become_root():
     os.setuid(0)
+    assert "CapEff:\\t0000000000000000" not in open("/proc/self/status").read()
 
 def trace_a_process():
     assert ctypes.CDLL(None).ptrace(0, 0, 0, 0) == 0
@@ -58,7 +84,10 @@ def trace_a_process():
 stopped = {}
 for attack in (
     read_a_file_of_the_host, read_the_password_file, find_the_trainer_in_proc, write_outside_the_workspace,
-    open_a_network_socket, open_a_unix_socket, make_a_user_namespace, mount_something, become_root, trace_a_process,
+    open_a_network_socket, open_a_unix_socket, connect_through_a_subprocess,
+    signal_a_process_outside, throttle_a_process_outside,
+    read_the_trainers_environment, leave_the_memory_limit_behind, make_a_user_namespace, mount_something,
+    become_root, trace_a_process,
 ):
     try:
         attack()
@@ -96,7 +125,8 @@ async def _attack(config: SandboxConfig, mark: str, secret: Path) -> TierReport:
             if sandbox.report.tier == "unsafe":
                 return sandbox.report
             workspace = await sandbox.workspace()
-            result = await workspace.run(f"mark, secret = {mark!r}, {str(secret)!r}\n{_ATTACKS}")
+            facts = {"mark": mark, "secret": str(secret), "trainer": os.getpid()}
+            result = await workspace.run(f"globals().update({facts!r})\n{_ATTACKS}")
     except NoTier as none:
         return none.report
     attacks = json.loads(result.stdout) if result.outcome == "ok" else {f"run at all ({result.outcome})": False}

@@ -70,6 +70,8 @@ class ServerProcess:
         self, process: subprocess.Popen[bytes], control: socket.socket, log: int, patience: float = PATIENCE
     ) -> None:
         self.lost = False
+        self.executions = 0
+        """Begun so far."""
         self._patience = patience
         self._process = process
         self._log = log
@@ -122,6 +124,7 @@ class ServerProcess:
     async def execute(self, run: Run, workspace: int, timeout: float) -> Ended:
         """Run `run.code` to its end. Raises ServerLost."""
         self._check_alive()
+        self.executions += 1
         run.id = next(self._numbers)
         self._runs[run.id] = run
         request = {"op": "run", "id": run.id, "workspace": workspace, "timeout": timeout}

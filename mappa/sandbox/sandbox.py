@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -39,12 +39,17 @@ class Sandbox:
         """How executions are isolated."""
         self.restarts = 0
         """How often the server had to be started anew."""
+        self.recycled = 0
+        """How often a fresh server took over because the one before had run `recycle_after` executions."""
         self._patience = patience
         self._thread = ThreadPoolExecutor(1, "sandbox")
         self.slots = asyncio.Semaphore(config.parallel or available_cores())
         self._server = server
         self._starting = asyncio.Lock()
         self._workspaces: set[SandboxWorkspace] = set()
+        self._retired: set[ServerProcess] = set()
+        self._recycle_at = config.recycle_after
+        self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
     @classmethod
@@ -78,9 +83,38 @@ class Sandbox:
                 await self._server.stop()
                 self._server, self.report = await start_server(self.config, self._patience)
                 self.restarts += 1
+                self._recycle_at = self.config.recycle_after
             server = self._server
+        if self.config.recycle_after and server.executions >= self._recycle_at:
+            self._recycle_at = server.executions + self.config.recycle_after
+            self._own(self._recycle(server))
         number, descriptor = await server.open_workspace()
         return server, number, Folder(descriptor)
+
+    async def _recycle(self, worn: ServerProcess) -> None:
+        """Let a fresh server take over. Workspaces stay where they are; with its last one the old server ends."""
+        try:
+            fresh, _ = await start_server(self.config, self._patience)
+        except SandboxError as error:
+            _log.warning("no fresh server for the sandbox, the old one goes on: %s", error)
+            return
+        if self._closed or self._server is not worn:  # it was lost meanwhile, and replaced
+            await fresh.stop()
+            return
+        self._server, self._recycle_at = fresh, self.config.recycle_after
+        self.recycled += 1
+        self._retired.add(worn)
+        self._end_retired()
+
+    def _end_retired(self) -> None:
+        for server in self._retired - {workspace.server for workspace in self._workspaces}:
+            self._retired.discard(server)
+            self._own(server.stop())
+
+    def _own(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def aside(self, work: Callable[[], T]) -> T:
         """Look at a folder on a thread, one for all: one that model-written code has filled may take a while."""
@@ -92,6 +126,7 @@ class Sandbox:
 
     def forget(self, workspace: SandboxWorkspace) -> None:
         self._workspaces.discard(workspace)
+        self._end_retired()
 
     def note_failure(self, why: str, *, retried: bool) -> None:
         _log.warning("an execution failed in the sandbox itself (%s)%s", why, "; trying it again" if retried else "")
@@ -101,5 +136,6 @@ class Sandbox:
         for workspace in list(self._workspaces):
             workspace.close()
         async with self._starting:
+            await asyncio.gather(*self._tasks)
             await self._server.stop()
         await asyncio.to_thread(self._thread.shutdown)

@@ -16,14 +16,25 @@ from mappa.config import SandboxConfig
 from mappa.errors import SandboxError
 from mappa.sandbox.process import ServerProcess, ServerRefused
 
-Tier = Literal["fork-server", "bubblewrap", "unsafe"]
+Tier = Literal["fork-server", "bubblewrap", "landlock", "unsafe"]
 
-_MODES: dict[Tier, str] = {"fork-server": "guard", "bubblewrap": "bubblewrap", "unsafe": "unsafe"}
+_MODES: dict[Tier, str] = {
+    "fork-server": "guard",
+    "bubblewrap": "bubblewrap",
+    "landlock": "landlock",
+    "unsafe": "unsafe",
+}
 _MEANING: dict[Tier, str] = {
     "fork-server": "a preloaded interpreter forks each execution into namespaces of its own",
     "bubblewrap": "each execution starts bubblewrap and a new interpreter: as isolated, but slow",
+    "landlock": "a preloaded interpreter forks each execution into a Landlock domain: isolated, but limits are coarser",
     "unsafe": "NO ISOLATION: model-written code can do whatever you can",
 }
+
+_START_CONTAINER = (
+    "start the container with: docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined "
+    "--security-opt systempaths=unconfined"
+)
 
 
 class UnsafeSandboxWarning(UserWarning):
@@ -66,7 +77,7 @@ async def start_server(config: SandboxConfig, patience: float) -> tuple[ServerPr
         warnings.warn("sandbox.unsafe: " + _MEANING["unsafe"], UnsafeSandboxWarning, stacklevel=2)
         return await ServerProcess.start(config, _MODES["unsafe"], patience), TierReport(tier="unsafe")
     reasons: list[str] = []
-    tiers: Sequence[Tier] = ("fork-server", "bubblewrap") if config.tier == "auto" else (config.tier,)
+    tiers: Sequence[Tier] = ("fork-server", "bubblewrap", "landlock") if config.tier == "auto" else (config.tier,)
     for tier in tiers:
         try:
             server = await ServerProcess.start(config, _MODES[tier], patience)
@@ -101,26 +112,33 @@ def _cause(tier: Tier, number: int | None) -> str:
         return " (only root may make user namespaces: sysctl kernel.unprivileged_userns_clone=0)"
     if _setting("kernel/apparmor_restrict_unprivileged_userns") == "1":
         return " (AppArmor keeps user namespaces from programs without a profile)"
+    if masked := _masked_proc():
+        return f" (parts of /proc are masked, as Docker does: {', '.join(masked)}; the kernel allows no new /proc then)"
     if _in_container():
-        return " (this container forbids namespaces, or hides parts of /proc)"
+        return " (this container forbids namespaces)"
     return ""
 
 
 def _remedy() -> str:
     """One command."""
+    if _masked_proc():
+        return _START_CONTAINER
     if shutil.which("bwrap") is None:
         return f"run: {'' if os.geteuid() == 0 else 'sudo '}apt-get install bubblewrap"
     if _in_container():
-        return (
-            "start the container with: docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined "
-            "--security-opt systempaths=unconfined"
-        )
+        return _START_CONTAINER
     return "run: sudo sysctl user.max_user_namespaces=65536 kernel.apparmor_restrict_unprivileged_userns=0"
 
 
 def _setting(name: str) -> str | None:
     path = Path("/proc/sys") / name
     return path.read_text().strip() if path.exists() else None
+
+
+def _masked_proc() -> list[str]:
+    """What is mounted over parts of /proc; what the kernel itself mounts there masks nothing."""
+    places = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+    return sorted(place for place in places - {"/proc/sys/fs/binfmt_misc"} if place.startswith("/proc/"))
 
 
 def _in_container() -> bool:

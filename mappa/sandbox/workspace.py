@@ -32,7 +32,8 @@ class SandboxWorkspace:
 
     def __init__(self, sandbox: Sandbox, server: ServerProcess, number: int, folder: Folder) -> None:
         self._sandbox = sandbox
-        self._server = server
+        self.server = server
+        """The one that holds its folder."""
         self._number = number
         self._folder = folder
         self._files: dict[str, Stamp] = {}
@@ -70,14 +71,14 @@ class SandboxWorkspace:
         """Give up the folder and all in it. What still runs there is killed. May be called twice."""
         if not self._closed:
             self._closed = True
-            self._server.close_workspace(self._number)
+            self.server.close_workspace(self._number)
             self._sandbox.forget(self)
             self._sandbox.later(self._folder.close)
 
     async def _run(self, code: str, timeout: float) -> ExecutionResult:
         for attempt in range(_ATTEMPTS):
             try:
-                if self._server.lost:
+                if self.server.lost:
                     await self._move()
                 result = await self._attempt(code, timeout)
             except ServerLost as lost:
@@ -95,7 +96,7 @@ class SandboxWorkspace:
             nonlocal flooded
             if not flooded and sum(made.bytes for made in run.captures) > config.output_limit_mb << 20:
                 flooded = True
-                self._server.kill(run)
+                self.server.kill(run)
 
         with contextlib.ExitStack() as captures:
 
@@ -108,7 +109,7 @@ class SandboxWorkspace:
                 capture(keep) for keep in (config.output_kb << 10, config.output_kb << 10, _REPORT_KEPT)
             )
             run = Run(code.encode("utf-8", "surrogatepass"), stdout, stderr, report)
-            ended = await self._server.execute(run, self._number, timeout)
+            ended = await self.server.execute(run, self._number, timeout)
             await asyncio.wait([made.drained for made in run.captures], timeout=_DRAIN_SECONDS)
         before = self._files
         if not self._closed:
@@ -140,7 +141,7 @@ class SandboxWorkspace:
             self._sandbox.later(folder.close)
             raise
         self._sandbox.later(self._folder.close)
-        self._server, self._number, self._folder = server, number, folder
+        self.server, self._number, self._folder = server, number, folder
 
     def _check_open(self) -> None:
         if self._closed:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import pytest
 
 from mappa.config import SandboxConfig
@@ -59,6 +60,10 @@ class Lab:
             yield workspace
         finally:
             workspace.close()
+
+    @property
+    def tier(self) -> str:
+        return str(self.sandbox.report.tier)
 
     def close(self) -> None:
         self.wait(self._opened.__aexit__(None, None, None))
@@ -116,15 +121,18 @@ def lab(open_lab: Callable[..., Lab]) -> Lab:
     return made
 
 
-TIERS = [
-    "fork-server",
-    pytest.param(
-        "bubblewrap", marks=pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
-    ),
-]
+# Landlock shares the machine's users and files, so its tests run as another user: test_tiers.py starts them.
+TIERS = os.environ.get("MAPPA_TEST_TIERS", "fork-server bubblewrap").split()
+NO_BUBBLEWRAP = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 
 
-@pytest.fixture(params=TIERS)
+def on_tiers(*names: str) -> list[Any]:
+    """Parameters for a test or fixture: those of the tiers under test."""
+    marks = {"bubblewrap": [NO_BUBBLEWRAP]}
+    return [pytest.param(name, marks=marks.get(name, [])) for name in names]
+
+
+@pytest.fixture(params=on_tiers(*TIERS))
 def any_lab(request: pytest.FixtureRequest, open_lab: Callable[..., Lab]) -> Iterator[Lab]:
     """Each tier that isolates; whatever the test ran is gone at its end."""
     made = open_lab(_with_tier(request.param))
@@ -134,6 +142,4 @@ def any_lab(request: pytest.FixtureRequest, open_lab: Callable[..., Lab]) -> Ite
 
 
 def _with_tier(tier: str) -> SandboxConfig:
-    import msgspec
-
     return CONFIG if tier == "fork-server" else msgspec.structs.replace(CONFIG, tier=tier)

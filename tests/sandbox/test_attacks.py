@@ -8,12 +8,18 @@ import errno
 import hashlib
 import os
 import re
+import resource
+import secrets
+import socket
+import textwrap
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.sandbox.conftest import CONFIG, SECRET, Lab, descendants
+import mappa.sandbox.process
+from mappa.config import SandboxConfig
+from tests.sandbox.conftest import CONFIG, SECRET, TIERS, Lab, descendants, on_tiers
 
 SYSTEM_CALLS = """
 import ctypes, errno, os
@@ -104,6 +110,21 @@ def test_many_processes_with_too_much_memory_together(any_lab: Lab) -> None:
     assert result.outcome == "memory"
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os; os.memfd_create('hoard')",
+        "import ctypes; assert ctypes.CDLL(None).shmget(0, 1 << 28, 0o1600) >= 0, 'refused'",
+        "import ctypes; assert ctypes.CDLL(None).msgget(0, 0o1600) >= 0, 'refused'",
+    ],
+)
+def test_memory_that_no_process_holds(any_lab: Lab, code: str) -> None:
+    assert any_lab.run(code).exception in (
+        "PermissionError: [Errno 1] Operation not permitted",
+        "AssertionError: refused",
+    )
+
+
 def test_executions_are_the_first_to_go_when_memory_runs_out(any_lab: Lab) -> None:
     assert any_lab.output("print(open('/proc/self/oom_score_adj').read())").strip() == "1000"
 
@@ -144,8 +165,8 @@ def test_infinite_loop_that_ignores_all_signals(any_lab: Lab) -> None:
     assert any_lab.run(code, timeout=1.0).outcome == "timeout"
 
 
-def test_flood_of_the_report(lab: Lab) -> None:
-    assert lab.run("import os\nwhile True: os.write(3, b'x' * 65536)").outcome == "output-limit"
+def test_flood_of_the_report(any_lab: Lab) -> None:
+    assert any_lab.run("import os\nwhile True: os.write(3, b'x' * 65536)").outcome == "output-limit"
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
@@ -190,6 +211,18 @@ def test_temporary_folders_are_bounded(any_lab: Lab, folder: str) -> None:
             with open(f"{folder}/{{number}}", "wb") as file:
                 file.write(bytes(1 << 20))
     """
+    # On Landlock these are the host's and cannot be written; its own folder for temporary files is next.
+    assert any_lab.run(code).outcome == ("error" if any_lab.tier == "landlock" else "disk-limit")
+
+
+def test_the_users_own_temporary_folder_is_bounded(any_lab: Lab) -> None:
+    code = """
+        import tempfile, time
+        for number in range(1000):
+            with tempfile.NamedTemporaryFile(delete=False) as file:
+                file.write(bytes(1 << 20))
+            time.sleep(0.005)
+    """
     assert any_lab.run(code).outcome == "disk-limit"
 
 
@@ -220,6 +253,30 @@ def test_no_sockets_in_a_subprocess_either(any_lab: Lab) -> None:
     assert any_lab.output(code).split() == ["1", "True"]
 
 
+@pytest.mark.parametrize("family", ["tcp", "udp", "path", "abstract"])
+def test_nothing_reaches_a_listener_of_the_trainer(any_lab: Lab, tmp_path: Path, family: str) -> None:
+    kind = socket.SOCK_DGRAM if family == "udp" else socket.SOCK_STREAM
+    with socket.socket(socket.AF_INET if family in ("tcp", "udp") else socket.AF_UNIX, kind) as listener:
+        name = {"path": str(tmp_path / "socket"), "abstract": "\0" + SECRET}.get(family, ("127.0.0.1", 0))
+        listener.bind(name)
+        if kind == socket.SOCK_STREAM:
+            listener.listen()
+        listener.setblocking(False)
+        attempt = f"import socket; s = socket.socket({int(listener.family)}, {int(kind)}); "
+        attempt += f"s.connect({listener.getsockname()!r}); s.send(b'secret')"
+        code = f"""
+            import subprocess, sys
+            attempt = {attempt!r}
+            print(subprocess.run([sys.executable, "-c", attempt], capture_output=True, text=True).stderr[-300:])
+            exec(attempt)
+        """
+        result = any_lab.run(code)
+        assert result.stdout.strip().endswith("PermissionError: [Errno 1] Operation not permitted")
+        assert result.exception == "PermissionError: [Errno 1] Operation not permitted"
+        with pytest.raises(BlockingIOError):
+            listener.recv(1) if kind == socket.SOCK_DGRAM else listener.accept()
+
+
 def test_socket_pairs_are_streams_that_cannot_be_turned_elsewhere(any_lab: Lab) -> None:
     code = """
         import socket
@@ -243,6 +300,9 @@ def test_socket_pairs_are_streams_that_cannot_be_turned_elsewhere(any_lab: Lab) 
 
 
 def test_no_network_interface_but_loopback(any_lab: Lab) -> None:
+    if any_lab.tier == "landlock":
+        assert any_lab.run("open('/proc/net/dev')").outcome == "error"  # the host's network, out of sight
+        return
     lines = any_lab.output("print(open('/proc/net/dev').read())").splitlines()[2:]
     assert all(line.strip().startswith("lo:") for line in lines if line.strip())
 
@@ -265,9 +325,13 @@ def test_files_of_the_host_are_not_there(any_lab: Lab, tmp_path: os.PathLike[str
 def test_only_its_own_processes_in_proc(any_lab: Lab) -> None:
     code = """
         import os
-        pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+        try:
+            pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+        except PermissionError:
+            pids = [0]
         readable = []
-        for path in ("/proc/1/root/etc/shadow", "/proc/1/cwd/../etc/shadow", "/proc/kcore", "/proc/kmsg"):
+        paths = [f"/proc/{TRAINER}/{name}" for name in ("environ", "mem", "maps", "cmdline", "fd", "root/etc/passwd")]
+        for path in (*paths, "/proc/1/root/etc/shadow", "/proc/1/cwd/../etc/shadow", "/proc/kcore", "/proc/kmsg"):
             try:
                 if open(path, "rb").read(1):
                     readable.append(path)
@@ -275,7 +339,7 @@ def test_only_its_own_processes_in_proc(any_lab: Lab) -> None:
                 pass
         print(max(pids) < 10, readable)
     """
-    assert any_lab.output(code).strip() == "True []"
+    assert any_lab.output(f"TRAINER = {os.getpid()}\n" + textwrap.dedent(code)).strip() == "True []"
 
 
 def test_other_workspaces_are_not_there(any_lab: Lab) -> None:
@@ -283,7 +347,8 @@ def test_other_workspaces_are_not_there(any_lab: Lab) -> None:
         other.put("answer.txt", b"forty-two")
         code = """
             import os
-            tops = ("/sandbox", "/workspaces", "/run", "/dev", "/etc", *os.listdir("/"))
+            tops = {"/sandbox", "/workspaces", "/run", "/dev", "/etc", "/tmp", "/mnt", "/home", "/var"}
+            tops |= {os.path.abspath("..")} - {"/"}
             print([top for top in tops for _, _, names in os.walk(top) if "answer.txt" in names])
         """
         assert _result_of(any_lab, code) == []
@@ -329,6 +394,27 @@ def test_the_trainers_environment_is_nowhere(any_lab: Lab) -> None:
     assert _result_of(any_lab, _search_own_memory(SECRET)) == 0
 
 
+@pytest.mark.parametrize("tier", on_tiers(*TIERS))
+def test_the_environment_the_server_starts_with_is_nowhere(tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if a start-up script, or a later change of ours, had put something into it."""
+    planted = secrets.token_hex(16)
+    clean = mappa.sandbox.process.execution_environment()
+    monkeypatch.setattr(mappa.sandbox.process, "execution_environment", lambda: {**clean, "MAPPA_PLANTED": planted})
+    lab = Lab(SandboxConfig(tier=tier, preload=()))  # type: ignore[arg-type]
+    try:
+        assert (
+            planted.encode()
+            in b"".join(
+                Path(f"/proc/{pid}/environ").read_bytes() for pid in descendants(os.getpid()) if tier != "landlock"
+            )
+            or tier == "landlock"
+        )
+        assert _result_of(lab, _search_own_memory(planted)) == 0
+        assert "MAPPA_PLANTED" not in lab.output("import os; print(os.environ, open('/proc/self/environ').read())")
+    finally:
+        lab.close()
+
+
 def test_nothing_of_an_earlier_execution_is_in_memory(any_lab: Lab) -> None:
     mark = hashlib.sha256(SECRET.encode()).hexdigest()
     with any_lab.workspace() as first:
@@ -363,6 +449,39 @@ def test_writing_outside(any_lab: Lab) -> None:
     assert _result_of(any_lab, code) == []
 
 
+def test_files_of_the_trainer_cannot_be_touched(any_lab: Lab, tmp_path: Path) -> None:
+    """Not even those that this very user owns and all may write."""
+    for path in (tmp_path, *tmp_path.parents):
+        if path.stat().st_uid == os.geteuid() and path != Path("/"):
+            path.chmod(path.stat().st_mode | 0o011)  # so that nothing but the sandbox is in the way
+    folder = tmp_path / "open"
+    folder.mkdir()
+    file = folder / "file"
+    file.write_text("untouched")
+    file.chmod(0o666)
+    folder.chmod(0o777)
+    before = file.stat()
+    code = f"""
+        import os
+        path = {str(file)!r}
+        for attempt in (
+            lambda: open(path).read(), lambda: open(path, "w"), lambda: os.truncate(path, 0), lambda: os.chmod(path, 0),
+            lambda: os.utime(path, (0, 0)), lambda: os.unlink(path), lambda: os.rename(path, "mine"),
+            lambda: os.link(path, "mine"), lambda: os.setxattr(path, "user.x", b"1"),
+            lambda: os.mkdir(path + ".d"), lambda: os.symlink("x", path + ".l"), lambda: os.mkfifo(path + ".f"),
+            lambda: os.chown(path, os.getuid(), os.getgid()),
+        ):
+            try:
+                attempt()
+            except OSError:
+                pass
+    """
+    assert any_lab.run(code).created == {}
+    assert file.stat() == before
+    assert file.read_text() == "untouched"
+    assert os.listdir(folder) == ["file"]
+
+
 # --- breaking out -----------------------------------------------------------------------------------------------------
 
 
@@ -378,6 +497,41 @@ def test_killing_everything_in_sight(any_lab: Lab) -> None:
     assert any_lab.run(code).outcome in ("ok", "killed")
     assert any_lab.output("print('alive')") == "alive\n"
     assert any_lab.sandbox.restarts == 0
+
+
+def test_killing_and_throttling_siblings_and_the_trainer(any_lab: Lab) -> None:
+    code = f"""
+        import os, resource, signal
+        reached = []
+        for pid in ({os.getpid()}, {os.getppid()}, os.getppid(), *range(os.getpid() - 60, os.getpid() + 60)):
+            if pid <= 1 or pid == os.getpid():
+                continue
+            for attempt in (
+                lambda: os.kill(pid, signal.SIGKILL),
+                lambda: signal.pidfd_send_signal(os.pidfd_open(pid), signal.SIGKILL),
+                lambda: os.setpriority(os.PRIO_PROCESS, pid, 19),
+                lambda: os.sched_setaffinity(pid, {{0}}),
+                lambda: resource.prlimit(pid, resource.RLIMIT_CPU, (1, 1)),
+            ):
+                try:
+                    attempt()
+                    reached.append(pid)
+                except OSError:
+                    pass
+        print(reached)
+    """
+
+    async def both() -> tuple[str, str]:
+        one, other = await any_lab.sandbox.workspace(), await any_lab.sandbox.workspace()
+        results = await asyncio.gather(
+            one.run("import time; time.sleep(1.5); print('alive')"), other.run(textwrap.dedent(code))
+        )
+        one.close()
+        other.close()
+        return results[0].stdout, results[1].stdout
+
+    assert any_lab.wait(both()) == ("alive\n", "[]\n")
+    assert resource.getrlimit(resource.RLIMIT_CPU)[0] != 1
 
 
 def test_daemons_do_not_survive(any_lab: Lab) -> None:
@@ -420,14 +574,16 @@ def test_daemons_do_not_survive(any_lab: Lab) -> None:
         ("mknod device", "call(133, b'device', 0o20666, 0x101)"),
         ("x32 getpid", "call(0x40000000 + 39)"),
         ("clone3", "call(435, 0, 0)"),
+        ("clone3 user", "call(435, (ctypes.c_uint64 * 11)(0x10000000, 0, 0, 0, 17), 88)"),
         ("newer than the filter", "call(470, 0, 0)"),
     ],
 )
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are those of x86-64")
-def test_denied_system_calls(lab: Lab, name: str, call: str) -> None:
-    told = lab.output(SYSTEM_CALLS + f"print({call})").strip()
-    wanted = "ENOSYS" if name in ("clone3", "x32 getpid", "newer than the filter") else "EPERM"
-    assert told == wanted
+def test_denied_system_calls(any_lab: Lab, name: str, call: str) -> None:
+    told = any_lab.output(SYSTEM_CALLS + f"print({call})").strip()
+    absent = ("clone3", "clone3 user", "x32 getpid", "newer than the filter")
+    denied_by_landlock = any_lab.tier == "landlock" and name == "mknod device"
+    assert told == ("ENOSYS" if name in absent else "EACCES" if denied_by_landlock else "EPERM")
 
 
 def test_identity_of_an_execution(any_lab: Lab) -> None:
@@ -445,6 +601,7 @@ def test_identity_of_an_execution(any_lab: Lab) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="nobody here is root")
+@pytest.mark.skipif("fork-server" not in TIERS, reason="its server stays root")
 def test_nothing_runs_as_root_of_the_host(lab: Lab) -> None:
     async def look() -> list[int]:
         workspace = await lab.sandbox.workspace()
@@ -482,6 +639,11 @@ def test_what_is_left_for_the_host_is_refused(any_lab: Lab) -> None:
     code = """
         import os
         os.mkfifo("pipe.csv")
+        try:
+            os.link("/usr/bin/env", "outside.csv")
+            print("a hard link to a file of the host")
+        except OSError:
+            pass
         os.symlink("/etc/passwd", "link.csv")
         os.symlink("/etc", "folder")
         os.symlink("plain.csv", "inner.csv")
@@ -493,7 +655,7 @@ def test_what_is_left_for_the_host_is_refused(any_lab: Lab) -> None:
     """
     with any_lab.workspace() as workspace:
         result = any_lab.run_in(workspace, code)
-        assert result.outcome == "ok", result.stderr
+        assert (result.outcome, result.stdout) == ("ok", ""), result.stderr
         assert result.created == {"plain.csv": 3, "real/file.csv": 1, "second.csv": 3}
         assert workspace.files() == result.created
         assert workspace.read("second.csv") == b"a,b"
@@ -527,7 +689,9 @@ def test_what_is_left_for_the_host_is_refused(any_lab: Lab) -> None:
 def test_deleting_the_workspace(any_lab: Lab) -> None:
     with any_lab.workspace() as workspace:
         workspace.put("a/b.txt", b"1")
-        any_lab.run_in(workspace, "import shutil, os; os.chdir('/'); shutil.rmtree('/sandbox', ignore_errors=True)")
+        any_lab.run_in(
+            workspace, "import shutil, os; here = os.getcwd(); os.chdir('/'); shutil.rmtree(here, ignore_errors=True)"
+        )
         assert workspace.files() == {}
         workspace.put("c.txt", b"2")
         assert any_lab.run_in(workspace, "print(open('c.txt').read())").stdout == "2\n"
@@ -618,13 +782,13 @@ def test_a_traceback_of_a_megabyte(any_lab: Lab) -> None:
     assert len(result.exception) <= 2000
 
 
-def test_forged_reports_change_texts_only(lab: Lab) -> None:
+def test_forged_reports_change_texts_only(any_lab: Lab) -> None:
     code = """
         import os
         os.write(3, b'{"exception": "Forged: yes", "line": 7, "kind": null, "outcome": "ok"}')
         os._exit(1)
     """
-    result = lab.run(code)
+    result = any_lab.run(code)
     assert (result.outcome, result.exception, result.exception_line) == ("error", "Forged: yes", 7)
-    result = lab.run("import os; os.write(3, b'\\xff{' * 50000); os._exit(1)", timeout=5)
+    result = any_lab.run("import os; os.write(3, b'\\xff{' * 50000); os._exit(1)", timeout=5)
     assert (result.outcome, result.exception) == ("error", None)

@@ -12,12 +12,13 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mappa.config import SandboxConfig
 from mappa.errors import SandboxError
 from mappa.sandbox import Sandbox
-from tests.sandbox.conftest import Lab, descendants, eventually
+from tests.sandbox.conftest import TIERS, Lab, descendants, eventually, on_tiers
 
 BARE = SandboxConfig(preload=(), workspace_mb=16, parallel=2)
 
@@ -27,7 +28,8 @@ def _servers(root: int) -> list[int]:
     found = []
     for pid in descendants(root):
         with contextlib.suppress(OSError):
-            if b"serve" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if {b"serve", b"bubblewrap", b"landlock-server"} & set(words):
                 found.append(pid)
     return found
 
@@ -44,10 +46,11 @@ async def _kill_the_server_at_work(before: set[int]) -> None:
                     return
 
 
-def test_server_killed_once_the_execution_is_tried_again() -> None:
+@pytest.mark.parametrize("tier", on_tiers(*TIERS))
+def test_server_killed_once_the_execution_is_tried_again(tier: str) -> None:
     async def main() -> None:
         seen = set(_servers(os.getpid()))
-        async with Sandbox.open(BARE) as sandbox:
+        async with Sandbox.open(msgspec.structs.replace(BARE, tier=tier)) as sandbox:
             workspace = await sandbox.workspace()
             workspace.put("given/in.txt", b"kept")
             killer = asyncio.create_task(_kill_the_server_at_work(seen))
@@ -77,26 +80,28 @@ def test_server_killed_twice_is_a_sandbox_failure() -> None:
     asyncio.run(main())
 
 
-def test_trainer_killed_takes_everything_along(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tier", on_tiers(*TIERS))
+def test_trainer_killed_takes_everything_along(tier: str) -> None:
     program = """if True:
         import asyncio, sys
         from mappa.config import SandboxConfig
         from mappa.sandbox import Sandbox
         async def main():
-            async with Sandbox.open(SandboxConfig(preload=())) as sandbox:
+            async with Sandbox.open(SandboxConfig(preload=(), tier=sys.argv[1])) as sandbox:
                 workspace = await sandbox.workspace()
-                running = asyncio.create_task(workspace.run("import os, time; os.fork(); os.setsid; time.sleep(60)"))
-                await asyncio.sleep(0.5)
+                code = "import os, time; os.fork(); os.fork() or os.setsid(); time.sleep(60)"
+                running = asyncio.create_task(workspace.run(code, timeout=50))
+                await asyncio.sleep(1.5)
                 print("running", flush=True)
                 await running
         asyncio.run(main())
     """
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment) as trainer:
+    with subprocess.Popen([sys.executable, "-c", program, tier], stdout=subprocess.PIPE, env=environment) as trainer:
         assert trainer.stdout is not None
         assert trainer.stdout.readline() == b"running\n"
         below = descendants(trainer.pid)
-        assert len(below) >= 5  # guard, keeper, server, two processes of the execution
+        assert len(below) >= 5  # the server and what is around it, four processes of the execution
         trainer.kill()
     assert eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below))
 
@@ -218,6 +223,28 @@ def test_neither_descriptors_nor_mounts_grow(lab: Lab) -> None:
 
 def _is_preloaded(pid: int) -> bool:
     return "pandas" in Path(f"/proc/{pid}/maps").read_text()
+
+
+def test_a_fresh_server_takes_over_after_so_many_executions() -> None:
+    async def main() -> None:
+        others = set(_servers(os.getpid()))
+        async with Sandbox.open(msgspec.structs.replace(BARE, recycle_after=3)) as sandbox:
+            (first,) = set(_servers(os.getpid())) - others
+            kept = await sandbox.workspace()
+            assert (await kept.run("open('kept.txt', 'w').write('1')")).created == {"kept.txt": 1}
+            async with asyncio.timeout(20):
+                while not sandbox.recycled:
+                    workspace = await sandbox.workspace()
+                    assert (await workspace.run("print(1)")).stdout == "1\n"
+                    workspace.close()
+            assert first in _servers(os.getpid())  # it holds a workspace
+            assert (await kept.run("print(open('kept.txt').read())")).stdout == "1\n"
+            kept.close()
+            assert await asyncio.to_thread(eventually, lambda: first not in _servers(os.getpid()))
+            assert sandbox.restarts == 0
+        assert set(_servers(os.getpid())) == others
+
+    asyncio.run(main())
 
 
 def test_an_impossible_preload_is_told() -> None:

@@ -5,18 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from mappa.config import SandboxConfig
 from mappa.sandbox import Sandbox, UnsafeSandboxWarning, probe
-
-REPOSITORY = Path(__file__).parents[2]
-USER = 12345
+from tests.sandbox.conftest import on_tiers
+from tests.sandbox.elsewhere import REPOSITORY, USER, run_elsewhere
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="already an ordinary user: the other tests show it")
 needs_bubblewrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
@@ -100,46 +96,16 @@ asyncio.run(main())
 """
 
 
-def _as_user(
-    program: str, *arguments: str, before: str = ":", through: Sequence[str] = ()
-) -> subprocess.CompletedProcess[str]:
-    """Run a program as an ordinary user who can read the interpreter, wherever it is installed.
-
-    Where it lies below a folder that is root's alone, that folder is replaced, in a mount namespace, by one that
-    holds nothing else.
-    """
-    needed = sorted({sys.prefix, sys.base_prefix, str(REPOSITORY)})
-    shell = ["set -e"]
-    shut = {str(parent) for path in needed for parent in Path(path).parents if not parent.stat().st_mode & 0o001}
-    for number, folder in enumerate(sorted(shut)):
-        below = [path for path in needed if path.startswith(folder + "/")]
-        stash = [f"/mnt/stash-{number}-{index}" for index in range(len(below))]
-        shell += ["mount -t tmpfs tmpfs /mnt"] if number == 0 else []
-        shell += [f"mkdir {place} && mount --bind {path} {place}" for path, place in zip(below, stash, strict=True)]
-        shell += [f"mount -t tmpfs -o mode=755 tmpfs {folder}"]
-        shell += [f"mkdir -p {path} && mount --bind {place} {path}" for path, place in zip(below, stash, strict=True)]
-    shell += [before, f'exec setpriv --reuid {USER} --regid {USER} --clear-groups --inh-caps=-all "$@"']
-    return subprocess.run(
-        ["unshare", "-m", "sh", "-c", "\n".join(shell), "sh", *through, sys.executable, "-c", program, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env={"PYTHONPATH": str(REPOSITORY), "PATH": os.environ["PATH"], "HOME": "/tmp"},
-        cwd="/tmp",
-    )
-
-
 @needs_root
-@pytest.mark.parametrize("tier", ["fork-server", pytest.param("bubblewrap", marks=needs_bubblewrap)])
+@pytest.mark.parametrize("tier", on_tiers("fork-server", "bubblewrap", "landlock"))
 def test_an_ordinary_user_is_isolated_too(tier: str) -> None:
-    told = _as_user(PROBE, tier)
+    told = run_elsewhere("-c", PROBE, tier)
     assert told.stdout.splitlines()[:1] == [f"{tier} True"], (told.stdout, told.stderr)
 
 
 @needs_root
 def test_an_ordinary_user_can_work() -> None:
-    told = _as_user(PROGRAM)
+    told = run_elsewhere("-c", PROGRAM)
     assert told.returncode == 0, told.stderr
     assert told.stdout.splitlines() == [
         "1000 12",
@@ -149,14 +115,76 @@ def test_an_ordinary_user_can_work() -> None:
     ]
 
 
+FORBID_NAMESPACES = [
+    "unshare",
+    "-Ur",
+    "sh",
+    "-c",
+    'echo 0 > /proc/sys/user/max_user_namespaces; exec "$@"',
+    "sh",
+]
+HIDE_BUBBLEWRAP = "mount --bind /dev/null $(command -v bwrap)"
+NO_LANDLOCK = """
+import ctypes, os, struct, sys
+code = [(0x20, 0, 0, 0), (0x15, 0, 1, 444), (0x06, 0, 0, 0x50000 | 38), (0x06, 0, 0, 0x7FFF0000)]
+program = b"".join(struct.pack("HBBI", *line) for line in code)
+class Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+libc = ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, ctypes.byref(Program(len(code), program))) == 0
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+"""Runs a program as on a kernel without Landlock."""
+
+
 @needs_root
 @needs_bubblewrap
-def test_without_user_namespaces_an_ordinary_user_gets_nothing_and_is_told_why() -> None:
-    forbid = 'echo 0 > /proc/sys/user/max_user_namespaces; exec "$@"'
-    hide = "mount --bind /dev/null $(command -v bwrap)"
-    told = _as_user(PROBE, "auto", before=hide, through=["unshare", "-Ur", "sh", "-c", forbid, "sh"])
+def test_without_namespaces_an_ordinary_user_gets_landlock_and_is_told_why() -> None:
+    told = run_elsewhere("-c", PROBE, "auto", before=HIDE_BUBBLEWRAP, through=FORBID_NAMESPACES)
+    assert told.stdout.splitlines()[:1] == ["landlock True"], (told.stdout, told.stderr)
+    assert "user.max_user_namespaces=0" in told.stdout
+    assert "apt-get install bubblewrap" in told.stdout
+
+
+@needs_root
+@needs_bubblewrap
+def test_where_nothing_isolates_nothing_runs_and_the_user_is_told_why() -> None:
+    told = run_elsewhere("-c", NO_LANDLOCK, "-c", PROBE, "auto", before=HIDE_BUBBLEWRAP, through=FORBID_NAMESPACES)
     lines = told.stdout.splitlines()
     assert lines[:1] == ["None False"], (told.stdout, told.stderr)
     assert "sandbox: none: nothing will run" in lines
     assert any("user.max_user_namespaces=0" in line for line in lines)
+    assert any("Linux 6.12" in line for line in lines)
     assert any("apt-get install bubblewrap" in line for line in lines)
+
+
+@needs_root
+def test_a_masked_proc_is_named() -> None:
+    """As in Docker: something is mounted over a part of /proc, so that a new one may not be mounted."""
+    told = run_elsewhere("-c", PROBE, "fork-server", before="mount -t tmpfs tmpfs /proc/bus")
+    assert told.stdout.splitlines()[:1] == ["None False"], (told.stdout, told.stderr)
+    assert "/proc/bus" in told.stdout
+    assert "systempaths=unconfined" in told.stdout
+
+
+@needs_root
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("tier", "user"),
+    [
+        ("landlock", USER),
+        pytest.param("landlock", None, marks=pytest.mark.slow),
+        pytest.param("fork-server", USER, marks=pytest.mark.slow),
+        pytest.param("bubblewrap", USER, marks=[pytest.mark.slow, needs_bubblewrap]),
+    ],
+)
+def test_the_attacks_are_stopped_elsewhere_too(tier: str, user: int | None) -> None:
+    """Landlock, which other tests leave out; and each tier where an ordinary user starts it."""
+    told = run_elsewhere(
+        *["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/sandbox/test_attacks.py"],
+        user=user,
+        environment={"MAPPA_TEST_TIERS": tier, "PYTHONDONTWRITEBYTECODE": "1"},
+        cwd=str(REPOSITORY),
+        timeout=590,
+    )
+    assert told.returncode == 0, told.stdout[-5000:] + told.stderr[-2000:]

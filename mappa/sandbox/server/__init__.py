@@ -10,7 +10,9 @@ It runs as a process of its own, as the package `server`, started with an empty 
     confine.py    what it may use and may not call: rlimits, capabilities, seccomp
     runner.py     runs the model's code and reports its exception
     memory.py     what its processes hold together
-    fallback.py   the other ways: bubblewrap for each execution, or no isolation
+    fallback.py   other ways: bubblewrap for each execution, or no isolation
+    landlock.py   another: a fork without namespaces
+    folders.py    workspaces of these, on the host
 
 Invariant: nothing that an execution wrote or read passes through the server's memory. Code, output and reports go
 over descriptors that the server hands on and never reads, so a fork of it holds nothing of an earlier execution.

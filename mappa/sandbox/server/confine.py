@@ -30,11 +30,10 @@ class Limits:
         return cls(**json.loads(text))
 
 
-def limit_resources(limits: Limits, cpu_seconds: int, *, processes: bool = True) -> None:
+def limit_resources(limits: Limits, cpu_seconds: int, *, beside: int | None = 0) -> None:
     """Set the rlimits, soft and hard, and stand first in line when the machine's memory runs out.
 
-    Without `processes` their number stays unlimited: where executions share a user with the rest of the machine, a
-    limit would count that too.
+    `beside`: processes that the kernel counts along, where executions share a user with others. None: no limit.
     """
     wanted = {
         resource.RLIMIT_AS: limits.memory,
@@ -45,8 +44,8 @@ def limit_resources(limits: Limits, cpu_seconds: int, *, processes: bool = True)
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
     }
-    if processes:
-        wanted[resource.RLIMIT_NPROC] = limits.processes
+    if beside is not None:
+        wanted[resource.RLIMIT_NPROC] = beside + limits.processes
     for kind, value in wanted.items():
         lower_limit(kind, value)
     descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
@@ -64,8 +63,9 @@ def lower_limit(kind: int, value: int) -> None:
 class Lock:
     """No capabilities, no way to gain any, and the system call filter. Irrevocable, inherited by all descendants."""
 
-    def __init__(self) -> None:
-        self._filter = Filter()
+    def __init__(self, *, shared: bool = False) -> None:
+        """`shared`: among the machine's other processes, with no namespaces of one's own."""
+        self._filter = Filter(shared=shared)
 
     def close(self) -> None:
         drop_capabilities()

@@ -1,7 +1,4 @@
-"""Isolation where this machine does not let us make namespaces: bubblewrap for each execution, or, unsafe, none.
-
-Workspaces are folders of the host here, below one private folder. Their size is bound by looking, not by the kernel.
-"""
+"""Isolation where this machine does not let us make namespaces: bubblewrap for each execution, or, unsafe, none."""
 
 from __future__ import annotations
 
@@ -12,13 +9,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import PurePath
 from typing import NoReturn
 
 from . import syscalls as sys_
 from .command import command, execution_environment
 from .confine import Limits, Lock, limit_resources
+from .folders import HostFolders
 from .launch import EXECUTION_ID, SERVER_CODE, SYSTEM, SYSTEM_SETTINGS, WORKSPACE, interpreter_folders
 
 _TRIAL = """
@@ -27,46 +24,6 @@ if os.getuid() == 0: os.setresuid({user}, {user}, {user})
 import wave
 """
 """That the interpreter can be read by the user executions become."""
-
-
-class HostFolders:
-    """Workspaces as folders of the host."""
-
-    def __init__(self, limits: Limits, owner: int | None) -> None:
-        self.folder: str | None = tempfile.mkdtemp(prefix="mappa-sandbox-", dir="/tmp")
-        self._limits = limits
-        self._owner = owner
-        os.chmod(self.folder, 0o711)
-
-    def open_workspace(self, number: int) -> int:
-        path = self._path(number)
-        os.mkdir(path, 0o700)
-        if self._owner is not None:
-            os.chown(path, self._owner, self._owner)
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-
-    def close_workspace(self, number: int) -> None:
-        shutil.rmtree(self._path(number), ignore_errors=True)
-
-    def fork(self) -> int:
-        return os.fork()
-
-    def is_full(self, workspace: int) -> bool:
-        """More bytes or files than a workspace may hold."""
-        size = count = 0
-        for folder, folders, files in os.walk(self._path(workspace)):
-            count += len(folders) + len(files)
-            for name in files:
-                with contextlib.suppress(OSError):
-                    size += os.lstat(os.path.join(folder, name)).st_blocks * 512
-        return size > self._limits.workspace or count > self._limits.files
-
-    def close(self) -> None:
-        if self.folder:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _path(self, number: int) -> str:
-        return f"{self.folder}/{number}"
 
 
 class Bubblewrap(HostFolders):
@@ -161,7 +118,7 @@ class Nothing(HostFolders):
         sys_.prctl(sys_.PR_SET_PDEATHSIG, signal.SIGKILL)
         os.setsid()
         os.chdir(self._path(workspace))
-        limit_resources(self._limits, cpu_seconds, processes=False)
+        limit_resources(self._limits, cpu_seconds, beside=None)
 
     def kill(self, pid: int, pidfd: int) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):

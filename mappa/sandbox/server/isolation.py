@@ -1,4 +1,4 @@
-"""What one execution is shut into: a pid, mount, ipc and user namespace of its own, and one workspace.
+"""What one execution is shut into: a pid, mount, ipc, uts and user namespace of its own, and one workspace.
 
 The steps of a fork, in order: only its own workspace mounted, fresh /tmp, /dev/shm and /proc; another user in a
 nested user namespace (which has a process count of its own, so that the limit on processes binds); rlimits, no
@@ -71,7 +71,7 @@ class Namespaces:
     def enter(self, workspace: int, cpu_seconds: int) -> None:
         """Shut the calling process, a fresh fork, in with one workspace."""
         os.setsid()
-        sys_.unshare(sys_.CLONE_NEWNS | sys_.CLONE_NEWIPC, "mount namespace")
+        sys_.unshare(sys_.CLONE_NEWNS | sys_.CLONE_NEWIPC | sys_.CLONE_NEWUTS, "mount namespace")
         mount(f"{WORKSPACES}/{workspace}", WORKSPACE, None, MS_BIND)
         sys_.umount(WORKSPACES)
         self._mount_temporary()

@@ -86,15 +86,16 @@ def _identity() -> Identity:
     uid, gid = os.getuid(), os.getgid()
     if uid != 0:
         return Identity(uid, gid, separate=False)
-    mapped = all(_is_mapped(kind, number) for kind in ("uid", "gid") for number in (SERVER_ID, EXECUTION_ID))
-    separate = mapped and _has_capabilities(CAP_SYS_ADMIN, CAP_SETUID, CAP_SETGID)
+    separate = are_mapped(SERVER_ID, EXECUTION_ID) and has_capabilities(CAP_SYS_ADMIN, CAP_SETUID, CAP_SETGID)
     if not separate and _is_real_root():
         raise OSError(errno.EPERM, "root without the capabilities SYS_ADMIN, SETUID and SETGID")
     return Identity(uid, gid, separate)
 
 
-def _is_mapped(kind: str, number: int) -> bool:
-    return any(first <= number < first + count for first, _, count in _id_map(kind))
+def are_mapped(*numbers: int) -> bool:
+    """Whether these users and groups exist in this user namespace."""
+    maps = _id_map("uid"), _id_map("gid")
+    return all(any(first <= number < first + count for first, _, count in ids) for ids in maps for number in numbers)
 
 
 def _is_real_root() -> bool:
@@ -106,7 +107,7 @@ def _id_map(kind: str) -> list[tuple[int, int, int]]:
         return [(int(first), int(outer), int(count)) for first, outer, count in map(str.split, file)]
 
 
-def _has_capabilities(*numbers: int) -> bool:
+def has_capabilities(*numbers: int) -> bool:
     with open("/proc/self/status") as file:
         held = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
     return all(held >> number & 1 for number in numbers)

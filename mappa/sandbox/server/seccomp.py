@@ -70,6 +70,19 @@ DENIED = {
     "ustat": (136, -1),
     "sysfs": (139, -1),
     "_sysctl": (156, -1),
+    # Memory that belongs to no process, so that nobody who sums up what processes hold would see it.
+    "memfd_create": (319, 279),
+    "shmget": (29, 194),
+    "shmat": (30, 196),
+    "shmctl": (31, 195),
+    "msgget": (68, 186),
+    "msgsnd": (69, 189),
+    "msgrcv": (70, 188),
+    "msgctl": (71, 187),
+    "semget": (64, 190),
+    "semop": (65, 193),
+    "semctl": (66, 191),
+    "semtimedop": (220, 192),
     # The machine itself. All of it needs capabilities too; the filter is the second lock.
     "personality": (135, 92),
     "modify_ldt": (154, -1),
@@ -95,6 +108,45 @@ DENIED = {
     "kexec_load": (246, 104),
     "kexec_file_load": (320, 294),
 }
+OTHERS = {
+    # Where executions see the processes of the machine, or share a user with them: what signals' scope leaves open.
+    "setpriority": (141, 140),
+    "ioprio_set": (251, 30),
+    "sched_setscheduler": (144, 119),
+    "sched_setparam": (142, 118),
+    "sched_setattr": (314, 274),
+    "process_mrelease": (448, 448),
+    "mq_open": (240, 180),
+    "mq_unlink": (241, 181),
+    "inotify_add_watch": (254, 27),
+}
+IGNORED = {
+    # Landlock rules over what a file holds, not over its mode, owner, times and attributes. These calls do nothing
+    # and say that all went well, since honest programs copy such things along with a file.
+    "chmod": (90, -1),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "chown": (92, -1),
+    "fchown": (93, 55),
+    "lchown": (94, -1),
+    "fchownat": (260, 54),
+    "utime": (132, -1),
+    "utimes": (235, -1),
+    "futimesat": (261, -1),
+    "utimensat": (280, 88),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
+}
+_SELF_ONLY = {
+    # Only with 0, the caller, as their process.
+    "prlimit64": (302, 261),
+    "sched_setaffinity": (203, 122),
+}
 _CLONE = (56, 220)
 _CLONE3 = (435, 435)
 _IOCTL = (16, 29)
@@ -114,14 +166,18 @@ _LOAD, _JUMP, _EQUAL, _AT_LEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x05, 0x15, 0x3
 ALLOW = 0x7FFF_0000
 DENY = 0x0005_0000 | errno.EPERM
 ABSENT = 0x0005_0000 | errno.ENOSYS
+IGNORE = 0x0005_0000
 KILL = 0x8000_0000
 
 _NUMBER_AT, _ARCH_AT = 0, 4  # offsets in struct seccomp_data
 _Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
 
 
-def program(machine: str) -> bytes:
-    """The filter for `machine` (`os.uname().machine`). KeyError where it is neither x86-64 nor aarch64."""
+def program(machine: str, *, shared: bool = False) -> bytes:
+    """The filter for `machine` (`os.uname().machine`). KeyError where it is neither x86-64 nor aarch64.
+
+    `shared`: for executions that are among the machine's other processes and files, with no namespaces of their own.
+    """
     column = _COLUMN[machine]
     code: list[_Instruction] = [
         (_LOAD, 0, 0, _ARCH_AT),
@@ -133,9 +189,11 @@ def program(machine: str) -> bytes:
         (_EQUAL, 0, 1, _CLONE3[column]),
         (_RETURN, 0, 0, ABSENT),
     ]
-    denied = sorted(numbers[column] for numbers in DENIED.values() if numbers[column] >= 0)
-    code += [(_EQUAL, len(denied) - place, 0, number) for place, number in enumerate(denied)]
-    code += [(_JUMP, 0, 0, 1), (_RETURN, 0, 0, DENY)]  # those that matched land on the second
+    code += _each(DENIED | (OTHERS if shared else {}), column, DENY)
+    if shared:
+        code += _each(IGNORED, column, IGNORE)
+        for numbers in _SELF_ONLY.values():
+            code += _when(numbers[column], [_argument(0), (_EQUAL, 1, 0, 0), (_RETURN, 0, 0, DENY)])
     code += _when(_CLONE[column], [_argument(0), (_ANY_BIT, 0, 1, _NEW_NAMESPACES), (_RETURN, 0, 0, DENY)])
     for request in _TERMINAL_INPUT:
         code += _when(
@@ -145,6 +203,13 @@ def program(machine: str) -> bytes:
     code += _when(_SOCKETPAIR[column], stream_only)
     code.append((_RETURN, 0, 0, ALLOW))
     return b"".join(struct.pack("HBBI", *instruction) for instruction in code)
+
+
+def _each(calls: dict[str, tuple[int, int]], column: int, verdict: int) -> list[_Instruction]:
+    """One verdict for every call of a list."""
+    found = sorted(numbers[column] for numbers in calls.values() if numbers[column] >= 0)
+    code: list[_Instruction] = [(_EQUAL, len(found) - place, 0, number) for place, number in enumerate(found)]
+    return [*code, (_JUMP, 0, 0, 1), (_RETURN, 0, 0, verdict)]  # those that matched land on the second
 
 
 def _when(number: int, body: list[_Instruction], *, falls_through: bool = False) -> list[_Instruction]:
@@ -165,11 +230,11 @@ class _Program(ctypes.Structure):
 class Filter:
     """The filter of this machine, ready to be laid on the calling process (which needs no_new_privs)."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, shared: bool = False) -> None:
         machine = os.uname().machine
         if machine not in AUDIT_ARCH:
             raise OSError(errno.ENOSYS, f"no system call filter for {machine}: x86_64 and aarch64 have one")
-        self._code = program(machine)
+        self._code = program(machine, shared=shared)
         self._program = _Program(len(self._code) // 8, self._code)
 
     def install(self) -> None:

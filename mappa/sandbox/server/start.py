@@ -12,7 +12,8 @@ from .command import command, execution_environment
 
 def main() -> None:
     """`guard PIDFD`: on the host, make the private root. `serve FACTS`: inside it, fork executions.
-    `bubblewrap PIDFD`, `unsafe PIDFD`: on the host, start executions. `execute LIMITS`: inside bubblewrap, be one.
+    `bubblewrap PIDFD`, `landlock PIDFD`, `unsafe PIDFD`: on the host, start executions. `execute LIMITS`: inside
+    bubblewrap, be one.
     """
     mode, argument = sys.argv[2:4]
     # What a process hands down beside its environment; the trainer's may be anything.
@@ -30,6 +31,16 @@ def main() -> None:
         confine_execution(argument)
         runner.hide()
         runner.run()
+    elif mode == "landlock":
+        # Executed anew, so that no fork holds anything of the environment this one was started with.
+        folder = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+        anew = command(folder, "landlock-server", argument)
+        os.execve(anew[0], anew, execution_environment() | {"JOBLIB_MULTIPROCESSING": "0"})  # it needs /dev/shm
+    elif mode == "landlock-server":
+        from .landlock import Landlock
+        from .main import main as serve
+
+        serve(Landlock, trainer=int(argument))
     elif mode in ("bubblewrap", "unsafe"):
         from .fallback import Bubblewrap, Nothing
         from .main import main as serve
