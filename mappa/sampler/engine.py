@@ -26,7 +26,9 @@ from mappa.types import FinishReason, Generation, SamplingParams
 
 _SHORTEST_PREFIX = 32  # tokens; below this, sharing saves less than it costs
 _PREFIXES_PER_ADAPTER = 4
-_EXACT_ROWS = 16  # an exact engine multiplies multiples of so many rows: from 4 on, how many did not change a row's bits
+_EXACT_ROWS = (
+    16  # an exact engine multiplies multiples of so many rows: from 4 on, how many did not change a row's bits
+)
 _LONG = 64  # tokens; a step pads every row's queries to the longest, so longer prompts go through alone
 
 
@@ -231,9 +233,7 @@ class Engine:
             offsets.append(len(flat))
         with self.router.route([self.adapters[rows[first].adapter] for first, _ in runs], offsets):
             embedded = self.base.decoder.embed_tokens(torch.tensor(flat))[None]
-            hidden = decode_layers(
-                self.base.decoder, embedded, torch.tensor(positions), LonePlan(places, self._cache)
-            )
+            hidden = decode_layers(self.base.decoder, embedded, torch.tensor(positions), LonePlan(places, self._cache))
         return hidden[0], ends
 
     def _forward(
