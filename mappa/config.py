@@ -299,6 +299,14 @@ def config_from(raw: dict[str, Any], *, where: str = "config") -> Config:
     return config
 
 
+def override(config: Config, overrides: Sequence[str]) -> Config:
+    """`config` with `section.key=value` overrides. Raises ConfigError."""
+    raw = msgspec.to_builtins(config)
+    for text in overrides:
+        _apply(raw, text)
+    return config_from(raw)
+
+
 def cache_home() -> Path:
     """Where base models and prepared tasks are kept: $MAPPA_HOME, or ~/.cache/mappa."""
     return Path(os.environ.get("MAPPA_HOME") or Path.home() / ".cache" / "mappa")

@@ -26,7 +26,8 @@ from mappa.journal.reader import read_records
 from mappa.journal.schema import open_journal
 from mappa.types import Action, Episode, Verdict
 
-_BATCH = 256
+_BATCH = 1024
+_WINDOW = 0.01
 
 
 class _Write(Struct, frozen=True):
@@ -43,9 +44,13 @@ class _Waiter(Struct, frozen=True):
 class Journal:
     """An open journal. Any thread may add; one thread writes."""
 
-    def __init__(self, path: Path, config: Config | None = None) -> None:
-        """Open or make the file. With a config, one that was written for another is refused. Raises JournalError."""
+    def __init__(self, path: Path, config: Config | None = None, *, window: float = _WINDOW) -> None:
+        """Open or make the file. With a config, one that was written for another is refused. Raises JournalError.
+
+        Commits are at least `window` seconds apart: under load, many who wait share one.
+        """
         self.path = path
+        self._window = window
         self.pending = 0
         """Calls of `written` that have not returned."""
         self._queue: queue.SimpleQueue[_Write | _Waiter | threading.Event | None] = queue.SimpleQueue()
@@ -160,9 +165,12 @@ class Journal:
             ) from self._failure
 
     def _serve(self) -> None:
-        running = True
+        running, due = True, 0.0
         while running:
             batch = [self._queue.get()]
+            if (early := due - time.monotonic()) > 0:
+                time.sleep(early)
+            due = time.monotonic() + self._window
             while len(batch) < _BATCH and not self._queue.empty():
                 batch.append(self._queue.get())
             try:

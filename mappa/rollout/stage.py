@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from msgspec import Struct
@@ -20,7 +19,7 @@ from mappa.journal import Entry, Journal, Observation
 from mappa.rollout.budget import Budget, WorkLeft
 from mappa.rollout.place import OpenWorkspace, Place
 from mappa.rollout.published import Published
-from mappa.rollout.timeline import Timeline
+from mappa.rollout.timeline import Measuring, Timeline
 from mappa.sampler import Sampler
 from mappa.systems import CodeOf
 from mappa.tasks import inspect
@@ -113,8 +112,9 @@ class EpisodeStage:
         if observation is not None:
             self.place.owe(observation)
         else:
-            with self._span("tool", role, turn):
+            with self._span("tool", role, turn) as span:
                 observation = await self._observe(role, action, code)
+            self._busy += span.seconds
             self._services.journal.add_result(self._episode.id, ordinal, observation)
         action = replace(action, execution=observation.execution, evidence=observation.evidence)
         self._actions[ordinal] = action
@@ -144,12 +144,20 @@ class EpisodeStage:
         self._services.work.learn(self.task.id, len(self._actions), self._busy)
 
     async def _generate(self, role: Role, turn: int, prompt: tuple[int, ...]) -> Action:
+        """Once there is a version that is fresh enough, and room. Raises Draining."""
         services = self._services
-        async with self._admitted(role, turn, len(prompt) + role.max_tokens):
+        tokens = len(prompt) + role.max_tokens
+        with self._span("queue", role, turn):
+            await services.published.at_least(self._rules.oldest)
+            await services.budget.take(tokens, self._priority())
+        try:
             self._began()
             adapter = services.published.name(role.name)
-            with self._span("generate", role, turn):
+            with self._span("generate", role, turn) as span:
                 generation = await self._sample(role, turn, prompt, adapter)
+        finally:
+            services.budget.give_back(tokens)
+        self._busy += span.seconds
         self.generated += len(generation.output_ids)
         return Action(
             role=role.name,
@@ -162,17 +170,6 @@ class EpisodeStage:
             text=services.base.text(generation.output_ids),
             repaired=self._repaired,
         )
-
-    @asynccontextmanager
-    async def _admitted(self, role: Role, turn: int, tokens: int) -> AsyncIterator[None]:
-        """Wait for a version that is fresh enough and for room. Raises Draining."""
-        with self._span("queue", role, turn):
-            await self._services.published.at_least(self._rules.oldest)
-            await self._services.budget.take(tokens, self._priority())
-        try:
-            yield
-        finally:
-            self._services.budget.give_back(tokens)
 
     async def _sample(self, role: Role, turn: int, prompt: tuple[int, ...], adapter: str) -> Generation:
         params = SamplingParams(
@@ -210,16 +207,8 @@ class EpisodeStage:
                 "Run with --fresh"
             )
 
-    @contextmanager
-    def _span(self, kind: str, role: Role, turn: int) -> Iterator[None]:
-        clock = asyncio.get_running_loop().time
-        began = clock()
-        try:
-            with self._services.timeline.span(kind, self._episode.id, role.name, turn):
-                yield
-        finally:
-            if kind in ("generate", "tool"):
-                self._busy += clock() - began
+    def _span(self, kind: str, role: Role, turn: int) -> Measuring:
+        return self._services.timeline.span(kind, self._episode.id, role.name, turn)
 
 
 def context_of(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from mappa.journal import Journal, Span
 
@@ -19,22 +18,25 @@ class Timeline:
         self._journal = journal
         self._clock = clock
         self._offset = time.time() - clock()
-        self._open: dict[int, tuple[str, str, str, int, float]] = {}
-        self._next = 0
+        self._open: set[Measuring] = set()
         self._ended: list[Span] = []
 
     def now(self) -> float:
         return self._clock() + self._offset
 
-    @contextmanager
-    def span(self, kind: str, episode: str = "", role: str = "", turn: int = 0) -> Iterator[None]:
-        """Measure the block, however it ends."""
-        key = self._next = self._next + 1
-        self._open[key] = (kind, episode, role, turn, self.now())
-        try:
-            yield
-        finally:
-            self.add(Span(*self._open.pop(key), self.now()))
+    def span(self, kind: str, episode: str = "", role: str = "", turn: int = 0) -> Measuring:
+        """Measures the block it is entered for, however that ends; `seconds` then says how long it was."""
+        return Measuring(self, kind, episode, role, turn)
+
+    def begin(self, span: Measuring) -> float:
+        self._open.add(span)
+        return self.now()
+
+    def end(self, span: Measuring) -> float:
+        self._open.discard(span)
+        now = self.now()
+        self.add(span.until(now))
+        return now
 
     def add(self, span: Span) -> None:
         self._journal.add_span(span)
@@ -44,7 +46,28 @@ class Timeline:
         """What ended since the last call, and of what is under way the part until now."""
         ended, self._ended = self._ended, []
         now = self.now()
-        return [*ended, *(Span(*begun, now) for begun in self._open.values())]
+        return [*ended, *(span.until(now) for span in self._open)]
+
+
+class Measuring:
+    """A span that is under way. A plain class: several are entered for every action."""
+
+    __slots__ = ("_timeline", "_what", "began", "seconds")
+
+    def __init__(self, timeline: Timeline, kind: str, episode: str, role: str, turn: int) -> None:
+        self._timeline = timeline
+        self._what = (kind, episode, role, turn)
+        self.began = self.seconds = 0.0
+
+    def __enter__(self) -> Measuring:
+        self.began = self._timeline.begin(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds = self._timeline.end(self) - self.began
+
+    def until(self, now: float) -> Span:
+        return Span(*self._what, self.began, now)
 
 
 class LagMeter:
