@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from mappa import __version__
 from mappa.errors import MappaError
@@ -34,6 +35,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("--json", action="store_true", help="one JSON array of checks instead of text")
     doctor.set_defaults(run=_doctor)
+    replay = commands.add_parser(
+        "replay",
+        help="learn from a run's journaled episodes again, without generating",
+        description="Feeds a run's journaled episodes to a new learner: the same samples, bit for bit.",
+    )
+    replay.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
+    replay.add_argument("overrides", metavar="key=value", nargs="*", help="overrides, such as learn.lr=1e-4")
+    replay.add_argument("--coach", metavar="KIND", help="score every action again, with this coach, before learning")
+    replay.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (default: RUN/replay)")
+    replay.set_defaults(run=_replay)
+    trace = commands.add_parser(
+        "trace",
+        help="a run's timeline for chrome://tracing or ui.perfetto.dev",
+        description="Writes the journaled spans of a run, also of one that is under way, as a trace.",
+    )
+    trace.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
+    trace.add_argument("-o", "--out", type=Path, default=Path("trace.json"), metavar="FILE", help="default: trace.json")
+    trace.set_defaults(run=_trace)
     return parser
 
 
@@ -43,6 +62,23 @@ def _doctor(options: argparse.Namespace) -> int:
     checks = examine()
     (show_json if options.json else show)(checks)
     return 0 if all(check.ok or not check.needed for check in checks) else 1
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from mappa.replay import replay
+
+    replay(options.folder, options.out or options.folder / "replay", options.overrides, coach=options.coach)
+    return 0
+
+
+def _trace(options: argparse.Namespace) -> int:
+    from mappa.journal import read_spans
+    from mappa.observe.timeline import chrome_trace
+
+    spans = read_spans(options.folder / "journal.sqlite")
+    options.out.write_bytes(chrome_trace(spans))
+    print(f"{len(spans)} spans are in {options.out}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -78,6 +78,13 @@ class SamplerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     temperature: Annotated[float, _doc("temperature of training rollouts", gt=0)] = 0.6
     max_rows: Annotated[int, _doc("sequences decoded together", ge=1)] = 48
     max_context: Annotated[int, _doc("longest prompt plus output, tokens", ge=16)] = 2048
+    exact: Annotated[
+        bool,
+        _doc(
+            "give every request the same tokens and log-probs, bit for bit, whatever else is in the batch: a resumed "
+            "run then ends as one that was never interrupted. Slower; the local sampler only"
+        ),
+    ] = False
 
 
 class RolloutConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -91,7 +98,31 @@ class RolloutConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             "when a role fails, let the next one work from reference artefacts, so that it is judged on its own merit"
         ),
     ] = True
-    deadline: Annotated[float, _doc("seconds an episode may take before it is counted as lost", gt=0)] = 600.0
+    deadline: Annotated[
+        float,
+        _doc(
+            "seconds from an episode's first generation to its end; then it is cut, and what it finished and scored is "
+            "still learned from",
+            gt=0,
+        ),
+    ] = 600.0
+    tokens_in_flight: Annotated[
+        int, _doc("tokens being generated at once: prompts, and what may be written behind them", ge=1)
+    ] = 262_144
+    order: Annotated[
+        Literal["longest-first", "first-come"],
+        _doc(
+            "who generates first where that bound holds episodes back: who has most work before it, or who asked first"
+        ),
+    ] = "longest-first"
+    max_staleness: Annotated[
+        int,
+        _doc(
+            "published versions an action's sampler may be behind the learner; 0: each step's episodes wait for its "
+            "update. Above 0, the next steps' episodes run while the learner learns",
+            ge=0,
+        ),
+    ] = 0
 
 
 _Share = Annotated[float, Meta(ge=0, le=1)]
@@ -263,7 +294,20 @@ def config_from(raw: dict[str, Any], *, where: str = "config") -> Config:
             f"{where}: learn.shard_base divides the base that sampler.kind='local' generates with; leave it out here. "
             "It is for learners whose samples come from elsewhere"
         )
+    if config.sampler.kind == "local" and config.rollout.max_staleness > 0:
+        raise ConfigError(
+            f"{where}: rollout.max_staleness={config.rollout.max_staleness} lets episodes run while the learner "
+            "learns, and sampler.kind='local' generates with the learner's own layers; set it to 0"
+        )
     return config
+
+
+def override(config: Config, overrides: Sequence[str]) -> Config:
+    """`config` with `section.key=value` overrides. Raises ConfigError."""
+    raw = msgspec.to_builtins(config)
+    for text in overrides:
+        _apply(raw, text)
+    return config_from(raw)
 
 
 def cache_home() -> Path:

@@ -18,7 +18,7 @@ from mappa.config import Config, available_cores, cache_home, config_from
 from mappa.errors import ConfigError, MappaError
 from mappa.observe.evaluation import EvaluationResult, Share, evaluation_text
 from mappa.observe.statistics import success_interval
-from mappa.rollout.loop import Job
+from mappa.rollout.scheduler import Job
 from mappa.rollout.stage import derive_seed
 from mappa.rollout.team import Team
 from mappa.types import Episode, Role, Task
@@ -35,8 +35,11 @@ def evaluate(
     phase: str,
     mode: Mode,
     done: Callable[[Episode], None] = lambda episode: None,
-) -> EvaluationResult:
-    """Run the team on every task, `evaluate.samples` times or once greedily, with the adapters last published."""
+) -> EvaluationResult | None:
+    """Run the team on every task, `evaluate.samples` times or once greedily, with the adapters last published.
+
+    What the journal has of it is not run again. None if the team was drained meanwhile.
+    """
     samples = config.evaluate.samples if mode == "sampled" else 1
     jobs = [
         Job(
@@ -49,7 +52,10 @@ def evaluate(
         for index in range(samples)
     ]
     temperature = config.evaluate.temperature if mode == "sampled" else 0.0
-    episodes, _ = team.run(jobs, phase=phase, temperature=temperature, repair=False, done=done)
+    team.begin(f"{phase}-{mode}", jobs, phase=phase, temperature=temperature, repair=False, done=done)
+    episodes = team.finish(f"{phase}-{mode}")
+    if episodes is None:
+        return None
     return summarise(episodes, tasks, [role.name for role in roles], mode)
 
 
@@ -97,10 +103,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--greedy", action="store_true", help="one greedy episode per task instead of samples")
     options = parser.parse_args(arguments)
     try:
-        print(evaluation_text(_evaluate_run(options.run, "greedy" if options.greedy else "sampled")), end="")
+        result = _evaluate_run(options.run, "greedy" if options.greedy else "sampled")
     except MappaError as error:
         print(f"mappa: {error}", file=sys.stderr)
         return 2
+    print(evaluation_text(result), end="")
     return 0
 
 
@@ -122,12 +129,17 @@ def _evaluate_run(folder: Path, mode: Mode) -> EvaluationResult:
     router, layers = add_roles(base.model, learn.targets, learn.first_layer, learn.alpha / learn.rank)
     adapters = {role.name: read_adapter(folder / "adapters" / role.name) for role in system.roles}
     threads = config.threads or available_cores()
+    path = folder / "evaluation.sqlite"
+    for old in folder.glob("evaluation.sqlite*"):
+        old.unlink()  # measured again means again
     with (
-        Journal(folder / "evaluation.sqlite") as journal,
+        Journal(path) as journal,
         Team(config, system, base, router, layers, journal, threads=threads) as team,
     ):
         team.publish(0, adapters)
-        return evaluate(team, tasks, system.roles, config, phase="again", mode=mode)
+        result = evaluate(team, tasks, system.roles, config, phase="again", mode=mode)
+        assert result is not None, "nobody drains this team"
+        return result
 
 
 if __name__ == "__main__":

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
@@ -13,7 +12,8 @@ import msgspec
 from mappa.config import Config, available_cores, cache_home
 from mappa.errors import ConfigError
 from mappa.evaluate import Mode, evaluate
-from mappa.journal import Journal
+from mappa.interrupt import Interrupts
+from mappa.journal import Journal, Span
 from mappa.learn import Learner, LearnReport
 from mappa.learn.packing import split_by_cost
 from mappa.learn.report import peak_memory_gb
@@ -25,14 +25,15 @@ from mappa.observe.scalars import Scalars
 from mappa.observe.speed import speed_of, speed_text
 from mappa.observe.step import step_metrics
 from mappa.observe.summary import Summary, replace_file, write_summary
-from mappa.rollout.loop import Job
+from mappa.observe.timeline import merge, rollout_metrics, total
 from mappa.rollout.samples import samples_of
+from mappa.rollout.scheduler import Job
 from mappa.rollout.stage import derive_seed
-from mappa.rollout.team import Spent, Team
+from mappa.rollout.team import Team
 from mappa.run import Run, tasks_of_step
 from mappa.systems import load_system
 from mappa.tasks import prepare
-from mappa.types import Episode, Sample
+from mappa.types import Episode, Sample, Task
 
 Phase = Literal["base", "trained"]
 
@@ -47,12 +48,11 @@ class Lead:
         self.roles = [role.name for role in self.system.roles]
         self.tasks = prepare(config.tasks.source, cache_home())
         self.results: dict[tuple[Phase, Mode], EvaluationResult] = {}
-        self.journal = stack.enter_context(Journal(run.journal))
+        self.journal = stack.enter_context(Journal(run.journal, config))
         self._stack = stack
+        self._begun = 0  # steps whose episodes were started
         self._episodes: list[Episode] = []
-        self._spent = Spent(0.0, 0.0, 0)
-        self._saving = 0.0  # seconds between the last step's numbers and the next step: its checkpoint
-        self._step_done = self._learning_began = self._learned = self._published = 0.0
+        self._rolling = self._learning_began = self._learned = self._published = self._step_done = 0.0
 
     @classmethod
     @contextmanager
@@ -62,9 +62,8 @@ class Lead:
             stack.callback(run.close)
             yield cls(config, run, stack)
 
-    def assemble(self, learner: Learner) -> None:
+    def assemble(self, learner: Learner, interrupts: Interrupts) -> None:
         """Start the team around the learner's base, with the learner's adapters published."""
-        self.journal.forget_after(learner.steps)
         threads = self.config.threads or available_cores()
         self.team = self._stack.enter_context(
             Team(
@@ -82,9 +81,15 @@ class Lead:
         for line in self.run.notes:
             self.progress.note(line)
         self.team.publish(learner.steps, learner.adapters)
+        self._begun = learner.steps
+        self._step_done = self.team.timeline.now()
+        interrupts.on_first(self._drain)
 
-    def evaluate(self, phase: Phase) -> None:
-        """Measure the team on the held-out tasks, once per phase of a run: a resumed run reads what it found before."""
+    def evaluate(self, phase: Phase) -> bool:
+        """Measure the team on the held-out tasks, once per phase of a run: a resumed run reads what it found before.
+
+        False if the run was asked to stop meanwhile.
+        """
         settings = self.config.evaluate
         wanted: dict[Mode, bool] = {"greedy": settings.greedy, "sampled": settings.samples > 0}
         modes = [mode for mode, on in wanted.items() if on]
@@ -104,61 +109,74 @@ class Lead:
                     mode=mode,
                     done=self._one_done,
                 )
+                if result is None:
+                    return False
                 replace_file(path, msgspec.json.encode(result))
             self.results[phase, mode] = msgspec.json.decode(path.read_bytes(), type=EvaluationResult)
+        self.team.measure()  # a step's numbers begin with the step
+        self._step_done = self.team.timeline.now()
+        return True
 
-    def roll_out(self, step: int, parts: int) -> list[list[Sample]]:
-        """The episodes of one step, as samples divided among the ranks."""
+    def roll_out(self, step: int, parts: int) -> Sequence[list[Sample] | None]:
+        """The episodes of one step, as samples divided among the ranks; Nones if the run was asked to stop.
+
+        Those of later steps are started too, as many as `rollout.max_staleness` lets run ahead.
+        """
         settings = self.config.rollout
-        self._saving = time.monotonic() - self._step_done if self._step_done else 0.0
+        self._rolling = self.team.timeline.now()
         self.progress.phase("rollouts", settings.episodes)
-        tasks = tasks_of_step(
-            self.tasks.train, step, -(-settings.episodes // settings.samples_per_task), self.config.seed
-        )
-        jobs = [
-            Job(
-                id=f"{step + 1}-{place + 1}-{task.id}-{index}",  # a step may draw a task twice: the place is part
-                task=task,
-                seed=derive_seed(self.config.seed, step, place, index),
-                step=step + 1,
-            )
-            for place, task in enumerate(tasks)
-            for index in range(settings.samples_per_task)
-        ][: settings.episodes]
-        self._episodes, self._spent = self.team.run(
-            jobs,
-            phase="train",
-            temperature=self.config.sampler.temperature,
-            repair=settings.repair_upstream,
-            done=self._one_done,
-        )
+        while self._begun <= min(step + settings.max_staleness, self.config.steps - 1):
+            self._begin(self._begun)
+            self._begun += 1
+        episodes = self.team.finish(f"train-{step + 1}")
+        if episodes is None:
+            return [None] * parts
+        self._episodes = episodes
         self.progress.phase("learning")
-        self._learning_began = time.monotonic()
-        samples = samples_of(self._episodes, group_by=self.config.learn.group_by)
+        self._learning_began = self.team.timeline.now()
+        samples = samples_of(episodes, group_by=self.config.learn.group_by)
         return split_by_cost(samples, self.roles, parts)
 
     def publish(self, learner: Learner) -> None:
         """The updated adapters, for the next rollouts."""
-        self._learned = time.monotonic()
+        self._learned = self.team.timeline.now()
+        self.team.timeline.add(Span("learn", "", "", 0, self._learning_began, self._learned))
         self.team.publish(learner.steps, learner.adapters)
-        self._published = time.monotonic()
+        self._published = self.team.timeline.now()
 
     def step_done(self, report: LearnReport) -> None:
         """Keep and show the step's numbers; on return they, and the step's episodes, are on disk."""
+        measured, before = self.team.measure(), self._step_done
+        generated = merge(
+            (max(span.began, self._rolling), min(span.ended, self._learning_began))
+            for span in measured.spans
+            if span.kind == "generate" and span.began < self._learning_began and span.ended > self._rolling
+        )
+        now = self.team.timeline.now()
         seconds = Seconds(
-            generate=self._spent.generate,
-            execute=self._spent.execute,
+            generate=total(generated),
+            execute=self._learning_began - self._rolling - total(generated),
             learn=self._learned - self._learning_began,
             publish=self._published - self._learned,
-            other=self._saving + time.monotonic() - self._published,
+            other=self._rolling - before + now - self._published,  # before: the last step's checkpoint
         )
-        metrics = step_metrics(self._episodes, report, seconds, self._spent.tokens)
+        rollout = rollout_metrics(
+            measured.spans,
+            before,
+            now,
+            self._episodes,
+            lag=measured.lag,
+            recalled=measured.count.recalled,
+            replayed=measured.count.replayed,
+            differed=measured.count.differed,
+        )
+        metrics = step_metrics(self._episodes, report, seconds, measured.count.tokens, rollout)
         append_metrics(self.run.metrics, metrics)
         self.journal.add_step(report.step, msgspec.json.encode(metrics).decode())
         self.scalars.write(metrics)
         self.journal.flush()
         self.progress.step_done(metrics)
-        self._step_done = time.monotonic()
+        self._step_done = self.team.timeline.now()
 
     def finish(self, learner: Learner) -> None:
         """Export the team, write the summary and the curves, and show what came of it."""
@@ -191,6 +209,22 @@ class Lead:
         self.progress.phase("done")
         self._show(speed_text(speed_of(steps)), picture)
 
+    def _begin(self, step: int) -> None:
+        """Start the episodes of a step; those of an interrupted run go on where they were."""
+        self.team.begin(
+            f"train-{step + 1}",
+            jobs_of_step(self.tasks.train, step, self.config),
+            phase="train",
+            temperature=self.config.sampler.temperature,
+            repair=self.config.rollout.repair_upstream,
+            oldest=step - self.config.rollout.max_staleness,
+            done=self._one_done,
+        )
+
+    def _drain(self) -> None:
+        self.progress.note("stopping: what is under way is finished and kept; Ctrl-C again stops at once")
+        self.team.drain()
+
     def _show(self, speed: str, picture: Path) -> None:
         for mode in ("greedy", "sampled"):
             if ("base", mode) in self.results:
@@ -202,3 +236,20 @@ class Lead:
         self.progress.advance()
         if episode.error is not None:
             self.progress.note(f"episode {episode.id} was lost: {episode.error}")
+
+
+def jobs_of_step(tasks: Sequence[Task], step: int, config: Config) -> list[Job]:
+    """The episodes of one step, counted from 0. Depends on its arguments alone, so that a resumed run has the same."""
+    settings = config.rollout
+    count = -(-settings.episodes // settings.samples_per_task)
+    jobs = [
+        Job(
+            id=f"{step + 1}-{place + 1}-{task.id}-{index}",  # a step may draw a task twice: the place is part
+            task=task,
+            seed=derive_seed(config.seed, step, place, index),
+            step=step + 1,
+        )
+        for place, task in enumerate(tasks_of_step(tasks, step, count, config.seed))
+        for index in range(settings.samples_per_task)
+    ]
+    return jobs[: settings.episodes]

@@ -2,7 +2,7 @@
 
     torchrun --standalone --nproc-per-node=N -m mappa.train CONFIG [key=value ...]
 
-Every rank learns; rank 0 also runs the episodes. The same command continues an interrupted run from its last step.
+Every rank learns; rank 0 also runs the episodes. The same command continues an interrupted run where it was.
 """
 
 from __future__ import annotations
@@ -23,36 +23,58 @@ from mappa.errors import MappaError
 if TYPE_CHECKING:
     from mappa.lead import Lead
     from mappa.learn import Learner
+    from mappa.types import Sample
 
 
-def train(config: Config, *, fresh: bool = False) -> None:
-    """Run `config` to its end, or on to its end; every rank calls it. Raises MappaError."""
+def train(config: Config, *, fresh: bool = False) -> bool:
+    """Run `config` to its end, or on to its end; every rank calls it. False if it was asked to stop before (Ctrl-C).
+
+    Raises MappaError.
+    """
     _use_cores(config)
+    from mappa.interrupt import Interrupts
     from mappa.lead import Lead
     from mappa.learn import ranks
 
     with ExitStack() as stack:
+        interrupts = stack.enter_context(Interrupts())
         lead = stack.enter_context(Lead.open(config, fresh=fresh)) if _rank() == 0 else None
         learner = _start_learner(config, lead)
+        saved = learner.steps
         if lead is not None:
-            lead.assemble(learner)
+            lead.assemble(learner, interrupts)
             lead.evaluate("base")
+        samples: list[Sample] | None = []
         for step in range(learner.steps, config.steps):
             shares = lead.roll_out(step, ranks.world_size()) if lead is not None else None
-            report = learner.step(ranks.scatter(shares))
+            samples = ranks.scatter(shares)
+            if samples is None:  # asked to stop: the episodes are in the journal, unfinished ones as far as they got
+                break
+            report = learner.step(samples)
             if lead is not None:
                 lead.publish(learner)
                 lead.step_done(report)  # first: a checkpoint vouches for the records of the steps it holds
             if learner.steps % config.save_every == 0 or learner.steps == config.steps:
-                folder = ranks.broadcast(lead.run.checkpoint(learner.steps) if lead is not None else None)
-                assert folder is not None
-                learner.save(folder)
-                if lead is not None:
-                    lead.run.prune()
-        if lead is not None:
-            lead.evaluate("trained")
+                _save(learner, lead)
+                saved = learner.steps
+        if samples is None and saved < learner.steps:
+            _save(learner, lead)
+        finished = samples is not None and (lead is None or lead.evaluate("trained"))
+        if lead is not None and finished:
             lead.finish(learner)
         ranks.barrier()  # the others leave only when rank 0 is done, so that nobody ends the job under it
+        return finished
+
+
+def _save(learner: Learner, lead: Lead | None) -> None:
+    """A checkpoint in the run's folder, in place of the oldest. Collective."""
+    from mappa.learn import ranks
+
+    folder = ranks.broadcast(lead.run.checkpoint(learner.steps) if lead is not None else None)
+    assert folder is not None
+    learner.save(folder)
+    if lead is not None:
+        lead.run.prune()
 
 
 def _start_learner(config: Config, lead: Lead | None) -> Learner:
@@ -106,12 +128,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     overrides = [*options.overrides, *(["sandbox.unsafe=true"] if options.unsafe else [])]
     try:
-        train(load_config(options.config, overrides), fresh=options.fresh)
+        finished = train(load_config(options.config, overrides), fresh=options.fresh)
     except MappaError as error:
         print(f"mappa: {error}", file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt:
-        print("mappa: stopped; the same command continues from the last finished step", file=sys.stderr, flush=True)
+        finished = False
+    if not finished:
+        print("mappa: stopped; the same command goes on where this one was", file=sys.stderr, flush=True)
         return 130
     return 0
 

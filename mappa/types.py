@@ -198,6 +198,8 @@ class Episode(Struct, frozen=True, kw_only=True):
     step: int
     actions: tuple[Action, ...] = ()
     outcome: Outcome | None = None
+    cut: bool = False
+    """It was ended at its deadline. What it had finished and scored by then is learned from; it has no outcome."""
     error: str | None = None
     """Why it was lost, where it was: `TypeName: message`. A lost episode is counted, never trained on."""
 

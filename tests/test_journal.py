@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sqlite3
+import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from mappa.config import Config
 from mappa.errors import JournalError
-from mappa.journal import Journal, read_episodes
+from mappa.journal import Journal, Observation, read_config, read_episodes
+from mappa.journal.codec import pack_ids, pack_logprobs, unpack_ids, unpack_logprobs
 from mappa.types import Action, Episode, Evidence, ExecutionResult, Outcome, Verdict
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
 
 ACTION = Action(
     role="modeler",
@@ -30,21 +41,19 @@ def episode(id: str, step: int) -> Episode:
     return Episode(id=id, task="Boston", kind="regression", seed=7, step=step)
 
 
+OBSERVATION = Observation(
+    code="1\n", execution=ACTION.execution, evidence=ACTION.evidence, files={"model.pkl": 10, "train.csv": 99}
+)
+
+
 def fill(journal: Journal, id: str, step: int) -> Episode:
     begun = episode(id, step)
     journal.begin_episode(begun, "train")
     journal.add_action(id, 0, ACTION)
+    journal.add_result(id, 0, OBSERVATION)
     assert ACTION.verdict is not None
     journal.add_verdict(id, 0, ACTION.verdict)
-    ended = Episode(
-        id=id,
-        task="Boston",
-        kind="regression",
-        seed=7,
-        step=step,
-        actions=(ACTION,),
-        outcome=Outcome(success=True, metrics={"score": 0.5}),
-    )
+    ended = replace(begun, actions=(ACTION,), outcome=Outcome(success=True, metrics={"score": 0.5}))
     journal.end_episode(ended)
     return ended
 
@@ -54,24 +63,87 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
     with Journal(path) as journal:
         ended = [fill(journal, f"1-Boston-{i}", 1) for i in range(3)]
     assert list(read_episodes(path)) == ended
-    assert list(read_episodes(path, "base")) == []
+    assert list(read_episodes(path, step=1)) == ended
+    assert list(read_episodes(path, "base")) == [] == list(read_episodes(path, step=2))
 
 
-def test_a_flush_is_on_disk_while_the_journal_is_open(tmp_path: Path) -> None:
+@pytest.mark.parametrize("largest", [65_535, 65_536, 151_935])
+def test_ids_and_logprobs_are_kept_bit_for_bit(largest: int) -> None:
+    ids = (0, 7, largest)
+    assert unpack_ids(pack_ids(ids)) == ids
+    singles = tuple(struct.unpack("f", struct.pack("f", value))[0] for value in (-0.1, -3e-7, -17.25))
+    assert unpack_logprobs(pack_logprobs(singles)) == singles
+    assert len(pack_logprobs(singles)) == 1 + 4 * 3
+    doubles = (-0.1, -3e-7, -17.25)
+    assert unpack_logprobs(pack_logprobs(doubles)) == doubles
+
+
+def test_what_was_awaited_outlives_the_process(tmp_path: Path) -> None:
+    """A process is killed the moment it has been told that its action is written."""
     path = tmp_path / "journal.sqlite"
+    code = (
+        "import asyncio, os, signal, sys\nfrom pathlib import Path\n"
+        "from mappa.journal import Journal\nfrom tests.test_journal import ACTION, episode\n"
+        "async def main():\n"
+        "    journal = Journal(Path(sys.argv[1]))\n"
+        "    journal.begin_episode(episode('1-Boston-0', 1), 'train')\n"
+        "    journal.add_action('1-Boston-0', 0, ACTION)\n"
+        "    await journal.written()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "asyncio.run(main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, env=ENVIRONMENT, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert list(read_episodes(path)) == []
     with Journal(path) as journal:
-        ended = fill(journal, "1-Boston-0", 1)
+        (record,) = journal.recall("train", 1).values()
+    assert record.state == "running"
+    assert record.entries[0].action == replace(ACTION, execution=None, evidence=None, verdict=None)
+    assert record.entries[0].observation is None
+
+
+def test_nothing_is_written_twice(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.sqlite")
+    fill(journal, "1-Boston-0", 1)
+    journal.flush()
+    journal.add_action("1-Boston-0", 0, ACTION)
+    with pytest.raises(JournalError, match=r"UNIQUE constraint failed: actions.episode"):
         journal.flush()
-        assert list(read_episodes(path)) == [ended]
+    with pytest.raises(JournalError):
+        journal.close()
 
 
-def test_steps_that_will_be_done_again_are_forgotten(tmp_path: Path) -> None:
+def test_a_full_disk_is_a_typed_error_for_whoever_waits(tmp_path: Path) -> None:
+    """The limit on the size of a file stands for a full disk: the same write fails."""
+    code = (
+        "import asyncio, resource, sys\nfrom pathlib import Path\nfrom mappa.errors import JournalError\n"
+        "from mappa.journal import Journal\nfrom tests.test_journal import ACTION\n"
+        "async def main():\n"
+        "    journal = Journal(Path(sys.argv[1]))\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
+        "    for index in range(10_000):\n"
+        "        journal.add_action('1-Boston-0', index, ACTION)\n"
+        "        await journal.written()\n"
+        "try:\n    asyncio.run(main())\nexcept JournalError as error:\n    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "journal.sqlite")],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert "cannot be written" in done.stdout and "free disk space" in done.stdout, done
+
+
+def test_a_journal_of_another_config_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
-    with Journal(path) as journal:
-        kept = fill(journal, "1-Boston-0", 1)
-        fill(journal, "2-Boston-0", 2)
-        journal.forget_after(1)
-    assert list(read_episodes(path)) == [kept]
+    Journal(path, Config(name="a", seed=1)).close()
+    Journal(path, Config(name="a", seed=1)).close()
+    assert read_config(path) == Config(name="a", seed=1)
+    with pytest.raises(JournalError, match=r"seed: 1 -> 2\n.*--fresh"):
+        Journal(path, Config(name="a", seed=2))
 
 
 def test_a_journal_of_another_schema_is_refused(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_an_interrupted_run_goes_on_from_its_last_step(tiny_model: Path, tmp_pat
     process.send_signal(how)
     output, _ = process.communicate(timeout=60)
     if how == signal.SIGINT:
-        assert process.returncode == 130 and "continues from the last finished step" in output, output
+        assert process.returncode == 130 and "goes on where this one was" in output, output
     assert not (folder / "summary.json").exists()
     code, output = run(config, "steps=3")
     assert code == 0 and "continuing" in output, output

@@ -66,14 +66,14 @@ def union(items: Sequence[T]) -> list[T]:
     return sorted({item for part in gathered for item in part})
 
 
-def scatter(shares: Sequence[list[T]] | None) -> list[T]:
-    """Rank 0 gives one list per rank; every rank returns its own."""
+def scatter(shares: Sequence[T] | None) -> T:
+    """Rank 0 gives one item per rank; every rank returns its own."""
     if world_size() == 1:
         assert shares is not None
         return shares[0]
     received: list[Any] = [None]
     dist.scatter_object_list(received, list(shares) if shares is not None else None, src=0)
-    mine: list[T] = received[0]
+    mine: T = received[0]
     return mine
 
 

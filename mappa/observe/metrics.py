@@ -70,6 +70,38 @@ class Seconds(Struct, frozen=True, kw_only=True):
         return sum(getattr(self, name) for name in self.__struct_fields__)
 
 
+class RolloutMetrics(Struct, frozen=True, kw_only=True):
+    """How well one step's rollouts kept everybody busy, over its wall time from the end of the step before.
+
+    >>> RolloutMetrics(busy=0.63, overlap=0.81, wait_coach=1.2, wait_sandbox=2.4, wait_learner=19.0, staleness={0: 54})
+    """
+
+    busy: float = 0.0
+    """Share of the time in which something was being generated."""
+    overlap: float = 0.0
+    """Share of the time of sandbox, coach and learner that lay within generation."""
+    wait_coach: float = 0.0
+    """Seconds in which nothing was generated, run or learned because only verdicts were missing."""
+    wait_sandbox: float = 0.0
+    """Seconds in which code ran and nothing was generated or learned."""
+    wait_learner: float = 0.0
+    """Seconds in which the learner was at work and nothing was generated."""
+    staleness: dict[int, int] = field(default_factory=dict)
+    """Versions the sampler was behind the learner -> actions."""
+    lag: float = 0.0
+    """Seconds by which the event loop was late, 99th percentile."""
+    cut: int = 0
+    """Episodes that were ended at their deadline."""
+    recalled: int = 0
+    """Actions taken from the journal of an interrupted run."""
+    replayed: int = 0
+    """Runs of journaled code in a new workspace; `differed` of them did not end as before."""
+    differed: int = 0
+
+    def __post_init__(self) -> None:
+        _refuse_non_finite(self)
+
+
 class StepMetrics(Struct, frozen=True, kw_only=True):
     """One step of training.
 
@@ -94,6 +126,7 @@ class StepMetrics(Struct, frozen=True, kw_only=True):
     tokens_unshared: int = 0
     """Tokens that would have, had every sample been computed on its own."""
     seconds: Seconds = field(default_factory=Seconds)
+    rollout: RolloutMetrics | None = None
     learning: dict[str, float] = field(default_factory=dict)
     """What the learner's seconds went to on rank 0: attention, linear layers, lm_head, optimizer, other."""
     peak_memory_gb: float = 0.0

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mappa.observe.metrics import RoleMetrics, StepMetrics
+from mappa.observe.timeline import rollout_text
 
 RECENT_STEPS = 5
 """Steps whose mean duration gives the ETA."""
@@ -90,6 +91,8 @@ class Progress:
         if self._plain:
             self._said = self._clock()
             self.note(self._step_text(metrics))
+            if metrics.rollout is not None:
+                self.note(f"  {rollout_text(metrics.rollout)}")
 
     def note(self, text: str) -> None:
         """A line that stays on the screen: a warning, a file that was written."""
@@ -161,11 +164,12 @@ class Progress:
         seconds = metrics.seconds
         spent = "  ".join(f"{name} {getattr(seconds, name):.0f} s" for name in seconds.__struct_fields__)
         lost = f"  {metrics.lost} lost" if metrics.lost else ""
+        rollout = f"\n{rollout_text(metrics.rollout)}" if metrics.rollout is not None else ""
         return Text.assemble(
             (f"pipeline success {percent(metrics.success)}", "bold"),
             f"  {metrics.episodes} episodes{lost}  {metrics.tokens_per_second:.0f} tok/s  "
             f"{metrics.peak_memory_gb:.1f} GB\n",
-            (spent, "dim"),
+            (spent + rollout, "dim"),
         )
 
 

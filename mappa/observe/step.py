@@ -6,12 +6,16 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 from mappa.learn.report import LearnReport, RoleReport
-from mappa.observe.metrics import RoleMetrics, Seconds, StepMetrics
+from mappa.observe.metrics import RoleMetrics, RolloutMetrics, Seconds, StepMetrics
 from mappa.types import Action, Episode
 
 
 def step_metrics(
-    episodes: Sequence[Episode], report: LearnReport, seconds: Seconds, tokens_generated: int
+    episodes: Sequence[Episode],
+    report: LearnReport,
+    seconds: Seconds,
+    tokens_generated: int,
+    rollout: RolloutMetrics | None = None,
 ) -> StepMetrics:
     """What a step came to. Lost episodes are counted and left out of every mean."""
     kept = [episode for episode in episodes if episode.error is None]
@@ -29,6 +33,7 @@ def step_metrics(
         tokens_computed=report.tokens_computed,
         tokens_unshared=report.tokens_unshared,
         seconds=seconds,
+        rollout=rollout,
         learning=report.seconds,
         peak_memory_gb=report.peak_memory_gb,
     )

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from mappa.types import Action, Episode, Sample
 
 
 def samples_of(episodes: Sequence[Episode], *, group_by: str) -> list[Sample]:
-    """One sample per action of every episode that was not lost.
+    """One sample per action that is learned from (see `learned_actions`).
 
     Its tokens are the context the model saw and what it wrote, as they were. The reward is score / 10; where the coach
     gave none it is NaN, which the learner masks. Actions of one group are normalised together.
     """
-    return [
-        _sample(episode, action, group_by)
-        for episode in episodes
-        if episode.error is None
-        for action in episode.actions
-    ]
+    return [_sample(episode, action, group_by) for episode in episodes for action in learned_actions(episode)]
+
+
+def learned_actions(episode: Episode) -> Iterable[Action]:
+    """Those of an episode that came to its end; of one that was cut, the scored ones; of a lost one none."""
+    if episode.error is not None:
+        return ()
+    return (action for action in episode.actions if not episode.cut or action.verdict is not None)
+
+
+def staleness(episode: Episode, action: Action) -> int:
+    """How many versions the learner was ahead of the action's sampler when it learned from it."""
+    return episode.step - 1 - version(action)
+
+
+def version(action: Action) -> int:
+    """`modeler@12` -> 12"""
+    return int(action.adapter.rpartition("@")[2])
 
 
 def _sample(episode: Episode, action: Action, group_by: str) -> Sample:
@@ -34,6 +46,6 @@ def _sample(episode: Episode, action: Action, group_by: str) -> Sample:
         rewards=(math.nan if score is None else score / 10,),
         group={"role": action.role, "role-kind": f"{action.role}/{episode.kind}", "all": ""}[group_by],
         truncated=action.finish_reason == "length",
-        versions=(int(action.adapter.rpartition("@")[2]),),
+        versions=(version(action),),
         source=f"{episode.id}/{action.role}/{action.turn}",
     )

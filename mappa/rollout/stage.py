@@ -1,71 +1,133 @@
-"""One episode as it happens: what a system does on its stage, journaled, measured and scored."""
+"""One episode as it happens: what a system does on its stage, journaled before it is used, measured and scored.
+
+Of a resumed episode the journaled actions are handed out again instead of being generated, run or scored anew.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from mappa.coach import ActionContext, Coach
-from mappa.journal import Journal
-from mappa.model.base import Base
+from mappa.errors import JournalError
+from mappa.journal import Entry, Journal, Observation
+from mappa.rollout.budget import Budget, WorkLeft
+from mappa.rollout.place import OpenWorkspace, Place
+from mappa.rollout.published import Published
+from mappa.rollout.timeline import Measuring, Timeline
 from mappa.sampler import Sampler
 from mappa.systems import CodeOf
-from mappa.tasks import inspect, repair
-from mappa.types import Action, Episode, Message, Role, SamplingParams, Task, Workspace
+from mappa.tasks import inspect
+from mappa.types import Action, Episode, Generation, Message, Role, SamplingParams, Task
+
+
+class Text(Protocol):
+    """Between messages and token ids; `model.Base` is one."""
+
+    def prompt_ids(self, messages: list[Message]) -> tuple[int, ...]: ...
+
+    def text(self, ids: tuple[int, ...]) -> str: ...
 
 
 class Services(Struct, frozen=True, kw_only=True):
     """What every episode works with."""
 
-    base: Base
+    base: Text
     sampler: Sampler
     coach: Coach
     journal: Journal
-    open_workspace: Callable[[], Awaitable[Workspace]]
-    adapters: Mapping[str, str]
-    """Adapter name by role, as of this batch."""
+    open_workspace: OpenWorkspace
+    timeline: Timeline
+    published: Published
+    budget: Budget
+    work: WorkLeft
+    longest_first: bool
+
+
+class Rules(Struct, frozen=True, kw_only=True):
+    """How the episodes of one batch are run."""
+
     temperature: float
     repair: bool
+    deadline: float
+    """Seconds from an episode's first admission to generating."""
+    oldest: int = 0
+    """Adapter version that its actions must have at least."""
 
 
 class EpisodeStage:
     """Implements `systems.Stage` for one episode. The coach works in the background; `verdicts` waits for it."""
 
-    def __init__(self, episode: Episode, task: Task, workspace: Workspace, services: Services) -> None:
+    def __init__(
+        self,
+        episode: Episode,
+        task: Task,
+        services: Services,
+        rules: Rules,
+        began: Callable[[], None],
+        recalled: Mapping[int, Entry],
+    ) -> None:
+        """`began` is called when the episode is first let act. `recalled` holds its journaled actions by ordinal."""
         self.task = task
-        self.actions: list[Action] = []
+        self.generated = 0
+        """Tokens sampled here; journaled ones are not."""
+        self.place = Place(task, services.open_workspace)
         self._episode = episode
-        self._workspace = workspace
         self._services = services
+        self._rules = rules
+        self._began = began
+        self._recalled = recalled
+        self._actions: dict[int, Action] = {}
         self._scoring: list[asyncio.Task[None]] = []
         self._turns: dict[str, int] = {}
+        self._acts = 0
+        self._busy = 0.0
         self._repaired = False
 
+    @property
+    def actions(self) -> tuple[Action, ...]:
+        """In the order in which they were begun."""
+        return tuple(self._actions[ordinal] for ordinal in sorted(self._actions))
+
     async def act(self, role: Role, messages: Sequence[Message], *, code: CodeOf | None = None) -> Action:
-        action = await self._generate(role, messages)
-        ordinal = len(self.actions)
-        self.actions.append(action)
-        self._services.journal.add_action(self._episode.id, ordinal, action)
-        found = code(action.text) if code is not None else None
-        if found is not None:
-            action = replace(action, execution=await self._workspace.run(found))
-        evidence = await inspect(self.task, role, self._workspace, self._services.open_workspace)
-        self.actions[ordinal] = action = replace(action, evidence=evidence)
-        self._services.journal.add_action(self._episode.id, ordinal, action)
-        context = ActionContext(
-            task=self.task, role=role, action=action, files=dict(self._workspace.files()), upstream=self._upstream()
-        )
-        self._scoring.append(asyncio.create_task(self._score(ordinal, context)))
+        ordinal, self._acts = self._acts, self._acts + 1
+        turn = self._turns[role.name] = self._turns.get(role.name, -1) + 1
+        prompt = self._services.base.prompt_ids(list(messages))
+        known = self._recalled.get(ordinal)
+        if known is not None:
+            self._check(known.action, role, turn, prompt)
+            self._began()
+            action = known.action
+        else:
+            action = await self._generate(role, turn, prompt)
+            self._services.journal.add_action(self._episode.id, ordinal, action)
+        self._actions[ordinal] = action  # as in the journal, even if a deadline comes while that is written
+        await self._services.journal.written()
+        observation = known.observation if known is not None else None
+        if observation is not None:
+            self.place.owe(observation)
+        else:
+            with self._span("tool", role, turn) as span:
+                observation = await self._observe(role, action, code)
+            self._busy += span.seconds
+            self._services.journal.add_result(self._episode.id, ordinal, observation)
+        action = replace(action, execution=observation.execution, evidence=observation.evidence)
+        self._actions[ordinal] = action
+        await self._services.journal.written()
+        if action.verdict is None:
+            context = context_of(self.task, role, ordinal, self._actions, observation)
+            self._scoring.append(asyncio.create_task(self._score(ordinal, context)))
         return action
 
     async def repair(self, role: Role) -> bool:
-        if not self._services.repair:
+        if not self._rules.repair:
             return False
-        repair(self.task, self._workspace, role.produces)
+        self.place.repair(role.produces)
         self._repaired = True
         return True
 
@@ -73,23 +135,30 @@ class EpisodeStage:
         """Return when every action so far has its verdict."""
         await asyncio.gather(*self._scoring)
 
-    def cancel(self) -> None:
+    async def close(self) -> None:
+        """Leave nothing running and no workspace behind."""
         for task in self._scoring:
             task.cancel()
+        await asyncio.gather(*self._scoring, return_exceptions=True)
+        self.place.close()
+        self._services.work.learn(self.task.id, len(self._actions), self._busy)
 
-    async def _generate(self, role: Role, messages: Sequence[Message]) -> Action:
-        turn = self._turns[role.name] = self._turns.get(role.name, -1) + 1
-        prompt = self._services.base.prompt_ids(list(messages))
-        adapter = self._services.adapters[role.name]
-        params = SamplingParams(
-            temperature=self._services.temperature,
-            max_tokens=role.max_tokens,
-            stop=role.stop,
-            seed=derive_seed(self._episode.seed, role.name, turn),
-        )
-        generation = await self._services.sampler.generate(
-            prompt, adapter, params, f"{self._episode.id}/{role.name}/{turn}"
-        )
+    async def _generate(self, role: Role, turn: int, prompt: tuple[int, ...]) -> Action:
+        """Once there is a version that is fresh enough, and room. Raises Draining."""
+        services = self._services
+        tokens = len(prompt) + role.max_tokens
+        with self._span("queue", role, turn):
+            await services.published.at_least(self._rules.oldest)
+            await services.budget.take(tokens, self._priority())
+        try:
+            self._began()
+            adapter = services.published.name(role.name)
+            with self._span("generate", role, turn) as span:
+                generation = await self._sample(role, turn, prompt, adapter)
+        finally:
+            services.budget.give_back(tokens)
+        self._busy += span.seconds
+        self.generated += len(generation.output_ids)
         return Action(
             role=role.name,
             turn=turn,
@@ -98,17 +167,62 @@ class EpisodeStage:
             output_ids=generation.output_ids,
             logprobs=generation.logprobs,
             finish_reason=generation.finish_reason,
-            text=self._services.base.text(generation.output_ids),
+            text=services.base.text(generation.output_ids),
             repaired=self._repaired,
         )
 
-    async def _score(self, ordinal: int, context: ActionContext) -> None:
-        verdict = await self._services.coach.score(context)
-        self.actions[ordinal] = replace(self.actions[ordinal], verdict=verdict)
-        self._services.journal.add_verdict(self._episode.id, ordinal, verdict)
+    async def _sample(self, role: Role, turn: int, prompt: tuple[int, ...], adapter: str) -> Generation:
+        params = SamplingParams(
+            temperature=self._rules.temperature,
+            max_tokens=role.max_tokens,
+            stop=role.stop,
+            seed=derive_seed(self._episode.seed, role.name, turn),
+        )
+        return await self._services.sampler.generate(prompt, adapter, params, f"{self._episode.id}/{role.name}/{turn}")
 
-    def _upstream(self) -> dict[str, bool]:
-        return {a.role: a.evidence.success for a in self.actions[:-1] if a.evidence is not None}
+    async def _observe(self, role: Role, action: Action, code: CodeOf | None) -> Observation:
+        """Run its code, and measure what it left."""
+        workspace = await self.place.workspace()
+        found = code(action.text) if code is not None else None
+        execution = await workspace.run(found) if found is not None else None
+        evidence = await inspect(self.task, role, workspace, self._services.open_workspace)
+        return Observation(code=found, execution=execution, evidence=evidence, files=dict(workspace.files()))
+
+    async def _score(self, ordinal: int, context: ActionContext) -> None:
+        with self._span("coach", context.role, context.action.turn):
+            verdict = await self._services.coach.score(context)
+        self._services.journal.add_verdict(self._episode.id, ordinal, verdict)
+        self._actions[ordinal] = replace(self._actions[ordinal], verdict=verdict)
+
+    def _priority(self) -> tuple[float, ...]:
+        """Earlier steps first, since the learner waits for them; within a step whoever has most before it."""
+        longest = self._services.work.seconds(self.task.id, self._acts - 1) if self._services.longest_first else 0.0
+        return self._episode.step, -longest
+
+    def _check(self, known: Action, role: Role, turn: int, prompt: tuple[int, ...]) -> None:
+        if (known.role, known.turn, known.prompt_ids) != (role.name, turn, prompt):
+            raise JournalError(
+                f"episode {self._episode.id} cannot go on: where the journal has {known.role}'s action {known.turn}, "
+                f"{role.name} now acts, or is asked something else; the system, its prompts or its tasks were changed. "
+                "Run with --fresh"
+            )
+
+    def _span(self, kind: str, role: Role, turn: int) -> Measuring:
+        return self._services.timeline.span(kind, self._episode.id, role.name, turn)
+
+
+def context_of(
+    task: Task, role: Role, ordinal: int, actions: Mapping[int, Action], observation: Observation
+) -> ActionContext:
+    """What the coach is shown of an episode's action; the same while it happens and when it is scored again later."""
+    earlier = [actions[place] for place in sorted(actions) if place < ordinal]
+    return ActionContext(
+        task=task,
+        role=role,
+        action=replace(actions[ordinal], verdict=None),
+        files=observation.files,
+        upstream={action.role: action.evidence.success for action in earlier if action.evidence is not None},
+    )
 
 
 def derive_seed(*parts: object) -> int:

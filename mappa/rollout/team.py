@@ -2,40 +2,47 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from mappa.coach import Coach, load_coach
+from mappa.coach import load_coach
 from mappa.config import Config
-from mappa.journal import Journal
+from mappa.journal import Journal, Span
 from mappa.model.base import Base
 from mappa.model.lora import Adapter, RoleLinear, Router
-from mappa.rollout.loop import Job, LoopThread, run_episodes
-from mappa.rollout.stage import Services
+from mappa.rollout.budget import Budget, WorkLeft
+from mappa.rollout.published import Published
+from mappa.rollout.scheduler import Batch, Count, Job, Scheduler
+from mappa.rollout.stage import Rules, Services
+from mappa.rollout.thread import LoopThread
+from mappa.rollout.timeline import LagMeter, Timeline
 from mappa.sampler.local import LocalSampler
 from mappa.sandbox import Sandbox
 from mappa.systems import System
 from mappa.types import Episode, Workspace
 
 
-class Spent(Struct, frozen=True):
-    """Where a batch's wall time went: generating, or waiting for tools and coach while nothing generated."""
+class Measured(Struct, frozen=True):
+    """What the rollouts came to since they were last measured."""
 
-    generate: float
-    execute: float
-    tokens: int
+    spans: list[Span]
+    lag: float
+    """Seconds by which the event loop was late, 99th percentile."""
+    count: Count
 
 
 class Team:
     """Runs episodes with the adapters that were last published.
 
-    >>> with Team(config, system, base, router, layers, journal) as team:
+    >>> with Team(config, system, base, router, layers, journal, threads=2) as team:
     ...     team.publish(0, adapters)
-    ...     episodes, spent = team.run(jobs, phase="train", temperature=0.6, repair=True)
+    ...     team.begin("train-1", jobs, phase="train", temperature=0.6, repair=True)
+    ...     episodes = team.finish("train-1")
     """
 
     def __init__(
@@ -49,22 +56,40 @@ class Team:
         *,
         threads: int,
     ) -> None:
+        self.timeline = Timeline(journal)
         self._config = config
-        self._system = system
-        self._base = base
         self._journal = journal
-        self._published: dict[str, str] = {}
-        self._coach: Coach = load_coach(config.coach)
+        self._lag = LagMeter()
+        self._seen = Count()
         settings = config.sampler
         self._sampler = LocalSampler(
-            base, router, layers, max_rows=settings.max_rows, max_context=settings.max_context, threads=threads
+            base,
+            router,
+            layers,
+            max_rows=settings.max_rows,
+            max_context=settings.max_context,
+            threads=threads,
+            exact=settings.exact,
         )
+        services = Services(
+            base=base,
+            sampler=self._sampler,
+            coach=load_coach(config.coach),
+            journal=journal,
+            open_workspace=self._open_workspace,
+            timeline=self.timeline,
+            published=Published(),
+            budget=Budget(config.rollout.tokens_in_flight),
+            work=WorkLeft(len(system.roles)),
+            longest_first=config.rollout.order == "longest-first",
+        )
+        self._scheduler = Scheduler(system, services)
         self._thread = LoopThread()
         self._stack = AsyncExitStack()
 
     def __enter__(self) -> Team:
         try:
-            self._sandbox = self._thread.run(self._stack.enter_async_context(Sandbox.open(self._config.sandbox)))
+            self._thread.run(self._open())
         except BaseException:
             self._close()
             raise
@@ -77,45 +102,72 @@ class Team:
         self._close()
 
     def publish(self, version: int, adapters: Mapping[str, Adapter]) -> None:
-        """Make every role's weights available as `role@version`, route new requests to them, retire the last ones."""
+        """Make every role's weights available as `role@version`, route new actions to them, retire the last ones."""
         self._thread.run(self._publish(version, adapters))
 
-    def run(
+    def begin(
         self,
+        key: str,
         jobs: Sequence[Job],
         *,
         phase: str,
         temperature: float,
         repair: bool,
+        oldest: int = 0,
         done: Callable[[Episode], None] = lambda episode: None,
-    ) -> tuple[list[Episode], Spent]:
-        """Run the jobs to their end (see `run_episodes`); everything is journaled when this returns."""
-        services = Services(
-            base=self._base,
-            sampler=self._sampler,
-            coach=self._coach,
-            journal=self._journal,
-            open_workspace=self._open_workspace,
-            adapters=dict(self._published),
-            temperature=temperature,
-            repair=repair,
+    ) -> None:
+        """Start the jobs, which are all of one step, or go on with them where the journal has them. Returns at once.
+
+        Their actions are sampled from version `oldest` or a newer one. `done` is called with each as it ends, on the
+        loop's thread.
+        """
+        batch = Batch(
+            key=key,
+            phase=phase,
+            jobs=jobs,
+            rules=Rules(temperature=temperature, repair=repair, deadline=self._config.rollout.deadline, oldest=oldest),
+            recalled=self._journal.recall(phase, jobs[0].step),
+            done=done,
         )
-        started, busy, tokens = time.monotonic(), self._sampler.busy_seconds, self._sampler.tokens
-        episodes = self._thread.run(
-            run_episodes(jobs, self._system, services, phase=phase, deadline=self._config.rollout.deadline, done=done)
-        )
-        self._journal.flush()
-        generate = self._sampler.busy_seconds - busy
-        waited = max(0.0, time.monotonic() - started - generate)
-        return episodes, Spent(generate=generate, execute=waited, tokens=self._sampler.tokens - tokens)
+        self._thread.call(lambda: self._scheduler.begin(batch))
+
+    def finish(self, key: str) -> list[Episode] | None:
+        """Wait for the end of what was begun (see `Scheduler.finish`)."""
+        return self._thread.run(self._finish(key))
+
+    def drain(self) -> None:
+        """Begin no further generation, from any thread: `finish` then returns None, soon."""
+        self._thread.call(self._scheduler.drain)
+
+    def measure(self) -> Measured:
+        """What happened since the last call."""
+        return self._thread.run(self._measure())
+
+    async def _open(self) -> None:
+        self._sandbox = await self._stack.enter_async_context(Sandbox.open(self._config.sandbox))
+        meter = asyncio.create_task(self._lag.measure())
+        self._stack.callback(meter.cancel)
+        self._stack.push_async_callback(self._scheduler.close)
+
+    async def _finish(self, key: str) -> list[Episode] | None:
+        return await self._scheduler.finish(key)
+
+    async def _measure(self) -> Measured:
+        now, before = replace(self._scheduler.count), self._seen
+        self._seen = now
+        since = Count(*(getattr(now, name) - getattr(before, name) for name in now.__struct_fields__))
+        return Measured(self.timeline.take(), self._lag.take(), since)
 
     async def _publish(self, version: int, adapters: Mapping[str, Adapter]) -> None:
-        before = dict(self._published)
-        for role, adapter in adapters.items():
-            self._published[role] = await self._sampler.publish(role, version, adapter)
-            self._journal.add_publish(self._published[role], role, version)
-        for name in before.values():
-            await self._sampler.retire(name)
+        published = self._scheduler.services.published
+        before, names = published.names(), {}
+        with self.timeline.span("publish"):
+            for role, adapter in adapters.items():
+                names[role] = await self._sampler.publish(role, version, adapter)
+                self._journal.add_publish(names[role], role, version)
+            published.set(version, names)
+            for name in before:
+                await self._sampler.retire(name)
 
     async def _open_workspace(self) -> Workspace:
         return await self._sandbox.workspace()

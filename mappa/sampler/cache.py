@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 
 from mappa.model.attention import causal_attention, suffix_attention
 
@@ -144,6 +145,38 @@ class DecodePlan:
                 share = torch.sigmoid(part_lse[0].t() - lse[first:end])[:, :, None].to(out.dtype)
                 out[first:end] += share * (part[0].transpose(0, 1) - out[first:end])
         return out.transpose(0, 1)[None]
+
+
+class LonePlan:
+    """Each row's new tokens by themselves, in calls whose shapes depend on that row alone: what a row computes is then
+    the same, bit for bit, whatever else is in the batch.
+
+    Entries are (slot, tokens it holds already, new tokens, place of the first of them in the flat row). Places that
+    belong to no row are padding and come out as zeros.
+    """
+
+    def __init__(self, rows: Sequence[tuple[int, int, int, int]], cache: RowCache) -> None:
+        self.rows = rows
+        self.cache = cache
+        self.masks = [
+            torch.ones(new, held + new, dtype=torch.bool).tril(held).repeat(cache.query_group, 1)
+            for _, held, new, _ in rows
+        ]
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        out = torch.zeros_like(query)
+        _, heads, _, dim = query.shape
+        kv_heads = key.shape[1]
+        for (slot, held, new, at), mask in zip(self.rows, self.masks, strict=True):
+            keys = self.cache.keys[layer, slot, :, : held + new]
+            values = self.cache.values[layer, slot, :, : held + new]
+            keys[:, held:], values[:, held:] = key[0, :, at : at + new], value[0, :, at : at + new]
+            own = query[:, :, at : at + new].reshape(1, kv_heads, -1, dim)
+            found = F.scaled_dot_product_attention(own, keys[None], values[None], attn_mask=mask, scale=scale)
+            out[:, :, at : at + new] = found.reshape(1, heads, new, dim)
+        return out
 
 
 def _attend(

@@ -3,7 +3,7 @@
 The engine is synchronous and belongs to one thread. `advance` takes requests in while there is room and gives every
 row at least one more token, more where its guesses come true (see `draft`); a finished row's place is taken by the next
 request. A sampled token depends on its request's seed and position alone, not on guesses or on what else is in the
-batch (up to the rounding of matrix products).
+batch: up to the rounding of matrix products, and to the last bit where the engine is `exact`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from mappa.errors import AdapterError
 from mappa.model.attention import decode_layers
 from mappa.model.base import Base
 from mappa.model.lora import Adapter, Router
-from mappa.sampler.cache import DecodePlan, PrefillPlan, Prefix, RowCache
+from mappa.sampler.cache import DecodePlan, LonePlan, PrefillPlan, Prefix, RowCache
 from mappa.sampler.draft import Draft
 from mappa.types import FinishReason, Generation, SamplingParams
 
 _SHORTEST_PREFIX = 32  # tokens; below this, sharing saves less than it costs
 _PREFIXES_PER_ADAPTER = 4
+_EXACT_ROWS = (
+    16  # an exact engine multiplies multiples of so many rows: from 4 on, how many did not change a row's bits
+)
 _LONG = 64  # tokens; a step pads every row's queries to the longest, so longer prompts go through alone
 
 
@@ -89,8 +92,9 @@ class Request:
 class Engine:
     """Rows being decoded, requests waiting for a row, and the adapters they may name."""
 
-    def __init__(self, base: Base, router: Router, *, max_rows: int) -> None:
+    def __init__(self, base: Base, router: Router, *, max_rows: int, exact: bool = False) -> None:
         config = base.model.config
+        self.exact = exact
         self.base = base
         self.router = router
         self.max_rows = max_rows
@@ -146,7 +150,7 @@ class Engine:
         step of all rows, unless it is so long that it is computed at once."""
         room = self.max_rows - len(self.rows)
         new = [self.waiting.popleft() for _ in range(min(room, len(self.waiting)))]
-        for adapter in dict.fromkeys(request.adapter for request in new):
+        for adapter in () if self.exact else dict.fromkeys(request.adapter for request in new):
             self._share(adapter, [request for request in new if request.adapter == adapter])
         self._cache.reserve(
             len(self.rows) + len(new), max(len(request.own) + request.params.max_tokens for request in new)
@@ -155,7 +159,7 @@ class Engine:
             request.slot = len(self.rows)
             self.rows.append(request)
         long = sorted((r for r in new if len(r.own) > _LONG), key=lambda request: request.adapter)
-        if long:
+        if long and not self.exact:
             own = [request.own for request in long]
             plan = PrefillPlan([(len(o), r.prefix, r.slot) for o, r in zip(own, long, strict=True)], self._cache)
             hidden = self._forward(long, own, [request.position for request in long], plan)
@@ -191,15 +195,46 @@ class Engine:
         groups = [(first, end, rows[first].prefix) for first, end in _runs(keys)]
         guesses = [row.guess() if row.ids else [] for row in rows]
         tokens = [(row.ids[-1], *guess) if row.ids else row.own for row, guess in zip(rows, guesses, strict=True)]
-        plan = DecodePlan(
-            [row.slot for row in rows], [row.held for row in rows], [len(run) for run in tokens], groups, self._cache
-        )
-        hidden = self._forward(rows, tokens, [row.position for row in rows], plan)
-        ends = numpy.cumsum([len(run) for run in tokens])
+        if self.exact:
+            hidden, ends = self._forward_exactly(rows, tokens)
+        else:
+            plan = DecodePlan(
+                [row.slot for row in rows],
+                [row.held for row in rows],
+                [len(run) for run in tokens],
+                groups,
+                self._cache,
+            )
+            hidden = self._forward(rows, tokens, [row.position for row in rows], plan)
+            ends = numpy.cumsum([len(run) for run in tokens]).tolist()
         # Of a prompt only the last token says something new.
         sampled = [range(end - len(guess) - 1, end) for end, guess in zip(ends, guesses, strict=True)]
         self._sample(rows, guesses, hidden[torch.tensor([row for run in sampled for row in run])])
         self.passes += 1
+
+    def _forward_exactly(
+        self, rows: Sequence[Request], tokens: Sequence[Sequence[int]]
+    ) -> tuple[torch.Tensor, list[int]]:
+        """As `_forward`, with padding behind each adapter's rows, so that every product has a multiple of 16 rows.
+        Returns hidden states, padding included, and where each row's end."""
+        flat: list[int] = []
+        positions: list[int] = []
+        places, ends, offsets = [], [], [0]
+        runs = _runs([row.adapter for row in rows])
+        for first, end in runs:
+            for row, run in zip(rows[first:end], tokens[first:end], strict=True):
+                places.append((row.slot, row.held, len(run), len(flat)))
+                flat += run
+                positions += range(row.position, row.position + len(run))
+                ends.append(len(flat))
+            padding = -len(flat) % _EXACT_ROWS
+            flat += [0] * padding
+            positions += [0] * padding
+            offsets.append(len(flat))
+        with self.router.route([self.adapters[rows[first].adapter] for first, _ in runs], offsets):
+            embedded = self.base.decoder.embed_tokens(torch.tensor(flat))[None]
+            hidden = decode_layers(self.base.decoder, embedded, torch.tensor(positions), LonePlan(places, self._cache))
+        return hidden[0], ends
 
     def _forward(
         self,
@@ -225,7 +260,10 @@ class Engine:
 
     def _sample(self, rows: Sequence[Request], guesses: Sequence[list[int]], hidden: torch.Tensor) -> None:
         """Sample at every position, and let each row take tokens up to the first that its guess did not foresee."""
-        logits = F.linear(self.base.decoder.norm(hidden), self.base.head).float()
+        count = len(hidden)
+        if self.exact:
+            hidden = F.pad(hidden, (0, 0, 0, -count % _EXACT_ROWS))
+        logits = F.linear(self.base.decoder.norm(hidden), self.base.head)[:count].float()
         at = [(row, ahead) for row, guess in zip(rows, guesses, strict=True) for ahead in range(len(guess) + 1)]
         temperature = torch.tensor([row.params.temperature for row, _ in at])
         uniform = torch.tensor([row.uniform(ahead) for row, ahead in at], dtype=torch.float64)

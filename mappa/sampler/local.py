@@ -34,8 +34,9 @@ class LocalSampler:
         max_rows: int,
         max_context: int,
         threads: int,
+        exact: bool = False,
     ) -> None:
-        self._engine = Engine(base, router, max_rows=max_rows)
+        self._engine = Engine(base, router, max_rows=max_rows, exact=exact)
         self._layers = layers
         self._vocabulary = base.vocabulary
         self._max_context = max_context

@@ -12,7 +12,7 @@ from typing import TypeVar
 from mappa.config import SandboxConfig, available_cores
 from mappa.errors import SandboxError
 from mappa.sandbox.folder import Folder
-from mappa.sandbox.process import PATIENCE, ServerProcess
+from mappa.sandbox.process import PATIENCE, ServerLost, ServerProcess
 from mappa.sandbox.tiers import TierReport, start_server
 from mappa.sandbox.workspace import SandboxWorkspace
 
@@ -69,8 +69,12 @@ class Sandbox:
             await sandbox._close()
 
     async def workspace(self) -> SandboxWorkspace:
-        """A new, empty workspace."""
-        workspace = SandboxWorkspace(self, *await self.make_folder())
+        """A new, empty workspace. Raises SandboxError."""
+        try:
+            made = await self.make_folder()
+        except ServerLost:  # just now; there will be another
+            made = await self._make_folder_again()
+        workspace = SandboxWorkspace(self, *made)
         self._workspaces.add(workspace)
         return workspace
 
@@ -115,6 +119,12 @@ class Sandbox:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _make_folder_again(self) -> tuple[ServerProcess, int, Folder]:
+        try:
+            return await self.make_folder()
+        except ServerLost as lost:
+            raise SandboxError(f"the sandbox's server was lost twice in a row: {lost}") from lost
 
     async def aside(self, work: Callable[[], T]) -> T:
         """Look at a folder on a thread, one for all: one that model-written code has filled may take a while."""

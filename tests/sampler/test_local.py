@@ -26,7 +26,7 @@ ROLES = ("solver", "coder", "verifier")
 class Served:
     """A sampler over a tiny model with three adapters that differ."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, exact: bool = False) -> None:
         self.base: Base = load_base(str(folder), "float32")
         self.router: Router
         self.router, self.layers = add_roles(self.base.model, TARGETS, 1, 2.0)
@@ -37,7 +37,9 @@ class Served:
             for _, b in adapter.values():
                 b.data.normal_(0, 0.1, generator=generator)
             self.adapters[role] = adapter
-        self.sampler = LocalSampler(self.base, self.router, self.layers, max_rows=7, max_context=512, threads=1)
+        self.sampler = LocalSampler(
+            self.base, self.router, self.layers, max_rows=7, max_context=512, threads=1, exact=exact
+        )
 
     def logprobs(self, role: str, prompt: tuple[int, ...], output: tuple[int, ...], temperature: float) -> torch.Tensor:
         """What a plain forward pass over the whole sequence gives."""
@@ -81,7 +83,17 @@ async def generate_all(
     )
 
 
-def test_behaviour_logprobs_are_those_of_the_whole_sequence(served: Served) -> None:
+@pytest.mark.parametrize("exact", [False, True])
+def test_behaviour_logprobs_are_those_of_the_whole_sequence(tiny_qwen: Path, tiny_model: Path, exact: bool) -> None:
+    for folder in (tiny_model, tiny_qwen):
+        served = Served(folder, exact=exact)
+        try:
+            check_logprobs(served)
+        finally:
+            served.sampler.close()
+
+
+def check_logprobs(served: Served) -> None:
     jobs = prompts(11)  # more than the rows there are
     results = asyncio.run(generate_all(served, jobs))
     for (role, prompt), result in zip(jobs, results, strict=True):
@@ -101,6 +113,34 @@ def test_a_request_gets_the_same_tokens_alone_and_in_company(served: Served) -> 
 
     for i in (0, 4, 8):
         assert asyncio.run(alone(i)).output_ids == together[i].output_ids
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_exact_engine_gives_the_same_bits_in_any_company(tiny_model: Path, dtype: str) -> None:
+    base = load_base(str(tiny_model), dtype)
+    router, layers = add_roles(base.model, TARGETS, 1, 2.0)
+    generator = torch.Generator().manual_seed(0)
+    adapters = {role: new_adapter(layers, 4, generator) for role in ROLES}
+    for adapter in adapters.values():
+        for _, b in adapter.values():
+            b.data.normal_(0, 0.1, generator=generator)
+
+    def run(waves: list[list[int]], max_rows: int) -> dict[str, Generation]:
+        engine = Engine(base, router, max_rows=max_rows, exact=True)
+        for role in ROLES:
+            engine.add_adapter(role, adapters[role])
+        jobs, done = prompts(9), {}
+        while waves or engine.rows or engine.waiting:
+            for index in waves.pop(0) if waves else ():
+                role, prompt = jobs[index]
+                params = SamplingParams(temperature=0.7, max_tokens=16, seed=index)
+                engine.waiting.append(Request(str(index), prompt, role, params))
+            done |= {request.id: request.generation() for request in engine.advance()}
+        return done
+
+    together = run([list(range(9))], 9)
+    assert run([[8, 1, 2], [], [], [0, 7, 3, 4], [5, 6]], 4) == together
+    assert run([list(range(9))], 1) == together
 
 
 def test_guessing_changes_the_passes_and_not_the_text(tiny_model: Path) -> None:

@@ -1,0 +1,27 @@
+"""The journal: one SQLite file per run that holds everything that was paid for, written before it is used.
+
+with Journal(path, config) as journal:                      # one writer, on a thread of its own
+    journal.add_action("3-1-Boston-0", 0, action)
+    await journal.written()                                 # on disk: it may be used
+    journal.recall("train", step=3)                         # what an interrupted run had got to
+
+read_episodes(path), read_spans(path), read_config(path)    # of any journal, also one that is being written
+"""
+
+from mappa.journal.codec import Entry, Observation, Record, Span
+from mappa.journal.reader import read_config, read_episodes, read_records, read_spans
+from mappa.journal.schema import SCHEMA
+from mappa.journal.writer import Journal
+
+__all__ = [
+    "SCHEMA",
+    "Entry",
+    "Journal",
+    "Observation",
+    "Record",
+    "Span",
+    "read_config",
+    "read_episodes",
+    "read_records",
+    "read_spans",
+]

@@ -1,0 +1,104 @@
+"""Reading a journal: what `recall` continues from, and what tools show of a run."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mappa.config import Config, config_from
+from mappa.errors import JournalError
+from mappa.journal.codec import (
+    Entry,
+    Record,
+    Span,
+    decode_observation,
+    decode_verdict,
+    unpack_ids,
+    unpack_logprobs,
+)
+from mappa.journal.schema import connect
+from mappa.types import Action, Episode, Outcome
+
+_EPISODES = "select id, task, kind, seed, step, outcome, error, state from episodes where phase=?"
+_ENTRIES = """
+select a.ordinal, a.role, a.turn, a.adapter, a.finish, a.repaired, a.prompt, a.output, a.logprobs, a.text,
+    r.data, v.data
+from actions a left join results r using (episode, ordinal) left join verdicts v using (episode, ordinal)
+where a.episode=? order by a.ordinal
+"""
+
+
+def read_episodes(path: Path, phase: str = "train", *, step: int | None = None) -> Iterator[Episode]:
+    """Ended episodes of one phase, or of one step of it, with their actions and verdicts, in the order they began."""
+    for record in read_records(path, phase, step=step):
+        if record.state != "running":
+            yield record.episode
+
+
+def read_records(path: Path, phase: str, *, step: int | None = None) -> Iterator[Record]:
+    """All episodes of one phase, or of one step of it, in the order they began, unfinished ones as far as they got."""
+    with closing(connect(path)) as connection:
+        rows = connection.execute(
+            f"{_EPISODES}{'' if step is None else ' and step=?'} order by rowid",
+            (phase,) if step is None else (phase, step),
+        ).fetchall()
+        for row in rows:
+            yield _record(connection, row)
+
+
+def read_spans(path: Path) -> list[Span]:
+    """The run's timeline, in no particular order."""
+    with closing(connect(path)) as connection:
+        rows = connection.execute("select kind, episode, role, turn, began, ended from spans").fetchall()
+    return [Span(*row) for row in rows]
+
+
+def read_config(path: Path) -> Config:
+    """The config of the run that a journal belongs to. Raises JournalError if it keeps none."""
+    with closing(connect(path)) as connection:
+        found = connection.execute("select value from meta where key='config'").fetchone()
+    if found is None or not found[0]:
+        raise JournalError(f"{path} belongs to no training run: it keeps no config")
+    return config_from(msgspec.json.decode(found[0]), where=str(path))
+
+
+def _record(connection: sqlite3.Connection, row: Sequence[Any]) -> Record:
+    id, task, kind, seed, step, outcome, error, state = row
+    entries = {found[0]: _entry(found[1:]) for found in connection.execute(_ENTRIES, (id,))}
+    episode = Episode(
+        id=id,
+        task=task,
+        kind=kind,
+        seed=seed,
+        step=step,
+        actions=tuple(entry.action for entry in entries.values()),
+        outcome=msgspec.json.decode(outcome, type=Outcome) if outcome else None,
+        error=error,
+        cut=state == "cut",
+    )
+    return Record(episode=episode, state=state, entries=entries)
+
+
+def _entry(row: Sequence[Any]) -> Entry:
+    role, turn, adapter, finish, repaired, prompt, output, logprobs, text, observed, verdict = row
+    observation = None if observed is None else decode_observation(observed)
+    action = Action(
+        role=role,
+        turn=turn,
+        adapter=adapter,
+        prompt_ids=unpack_ids(prompt),
+        output_ids=unpack_ids(output),
+        logprobs=unpack_logprobs(logprobs),
+        finish_reason=finish,
+        text=text,
+        execution=None if observation is None else observation.execution,
+        evidence=None if observation is None else observation.evidence,
+        verdict=None if verdict is None else decode_verdict(verdict),
+        repaired=bool(repaired),
+    )
+    return Entry(action=action, observation=observation)
