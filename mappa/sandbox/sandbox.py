@@ -84,7 +84,7 @@ class Sandbox:
             if self._closed:
                 raise SandboxError("the sandbox is closed")
             if self._server.lost:
-                await self._server.stop()
+                self._retired.add(self._server)  # until the files of its workspaces have been carried over
                 self._server, self.report = await start_server(self.config, self._patience)
                 self.restarts += 1
                 self._recycle_at = self.config.recycle_after
@@ -108,9 +108,10 @@ class Sandbox:
         self._server, self._recycle_at = fresh, self.config.recycle_after
         self.recycled += 1
         self._retired.add(worn)
-        self._end_retired()
+        self.end_retired()
 
-    def _end_retired(self) -> None:
+    def end_retired(self) -> None:
+        """Stop servers that were replaced and hold no workspace any more."""
         for server in self._retired - {workspace.server for workspace in self._workspaces}:
             self._retired.discard(server)
             self._own(server.stop())
@@ -136,7 +137,7 @@ class Sandbox:
 
     def forget(self, workspace: SandboxWorkspace) -> None:
         self._workspaces.discard(workspace)
-        self._end_retired()
+        self.end_retired()
 
     def note_failure(self, why: str, *, retried: bool) -> None:
         _log.warning("an execution failed in the sandbox itself (%s)%s", why, "; trying it again" if retried else "")
@@ -146,6 +147,8 @@ class Sandbox:
         for workspace in list(self._workspaces):
             workspace.close()
         async with self._starting:
-            await asyncio.gather(*self._tasks)
+            self.end_retired()
+            while self._tasks:
+                await asyncio.gather(*self._tasks)
             await self._server.stop()
         await asyncio.to_thread(self._thread.shutdown)

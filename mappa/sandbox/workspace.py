@@ -142,6 +142,7 @@ class SandboxWorkspace:
             raise
         self._sandbox.later(self._folder.close)
         self.server, self._number, self._folder = server, number, folder
+        self._sandbox.end_retired()
 
     def _check_open(self) -> None:
         if self._closed:

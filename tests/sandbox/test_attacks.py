@@ -70,7 +70,7 @@ def test_fork_bomb_that_never_stops_is_ended(any_lab: Lab) -> None:
     """
     result = any_lab.run(code, timeout=1.0)
     assert result.outcome == "timeout"
-    assert result.wall_seconds < 5
+    assert result.wall_seconds < 10
 
 
 def test_threads_count_as_processes(any_lab: Lab) -> None:

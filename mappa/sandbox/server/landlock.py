@@ -52,7 +52,9 @@ _BIND_TCP_CONNECT_TCP = 0b11
 _ABSTRACT_SOCKETS, _SIGNALS = 1, 2
 
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
-_FACTS = ("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/loadavg", "/proc/uptime", "/proc/self")
+_FACTS = ("cpuinfo", "meminfo", "stat", "loadavg", "uptime")
+_OWN_FACTS = ("auxv", "cmdline", "comm", "environ", "fd", "io", "limits", "maps", "mem", "oom_score_adj", "smaps")
+_OWN_FACTS += ("smaps_rollup", "stat", "statm", "status")  # not net, nor task, which leads to it: that is the host's
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -134,8 +136,8 @@ class Landlock(HostFolders):
         domain = Domain(files=True)
         for path in self._shown:
             domain.allow(os.path.realpath(path), _READ)
-        for path in _FACTS:
-            domain.allow(path, _READ)
+        for name in (*_FACTS, *(f"self/{fact}" for fact in _OWN_FACTS)):
+            domain.allow(f"/proc/{name}", _READ)
         for path in _DEVICES:
             domain.allow(path, _READ_FILE | _WRITE_FILE)
         for path in (".", temporary):
