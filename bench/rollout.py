@@ -77,7 +77,7 @@ def main() -> None:
     arguments = parser("the rollout loop against a barrier with an inline coach").parse_args()
     env = environment(("msgspec",))
     quick = arguments.quick
-    workload = Workload(4, 32, 18) if quick else Workload(16, 128, 72)
+    workload = Workload(4, 32, 18) if quick else Workload(24, 128, 72)
     rows = [*throughput_rows(workload, full=not quick), *overhead_rows(512 if quick else 4096, full=not quick)]
     rows += journal_rows(1_000 if quick else 10_000, full=not quick)
     finish("rollout", rows, arguments.json, env)

@@ -26,7 +26,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self.now
 
 
-class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc,valid-type]  # which class it is depends on the system
+class _JumpingSelector(selectors.DefaultSelector):
     def __init__(self, loop: VirtualLoop) -> None:
         super().__init__()
         self._loop = loop
