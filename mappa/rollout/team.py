@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -16,9 +17,9 @@ from mappa.model.base import Base
 from mappa.model.lora import Adapter, RoleLinear, Router
 from mappa.rollout.loop import Job, LoopThread, run_episodes
 from mappa.rollout.stage import Services
-from mappa.sampler.local import LocalSampler
+from mappa.sampler.choice import open_sampler
 from mappa.sandbox import Sandbox
-from mappa.systems import System
+from mappa.systems import System, chat
 from mappa.types import Episode, Workspace
 
 
@@ -48,6 +49,7 @@ class Team:
         journal: Journal,
         *,
         threads: int,
+        notice: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
     ) -> None:
         self._config = config
         self._system = system
@@ -55,15 +57,14 @@ class Team:
         self._journal = journal
         self._published: dict[str, str] = {}
         self._coach: Coach = load_coach(config.coach)
-        settings = config.sampler
-        self._sampler = LocalSampler(
-            base, router, layers, max_rows=settings.max_rows, max_context=settings.max_context, threads=threads
-        )
+        prompts = {role.name: base.prompt_ids(chat(role, "Go.")) for role in system.roles}
+        self._opening = open_sampler(config, base, router, layers, prompts, threads=threads, notice=notice)
         self._thread = LoopThread()
         self._stack = AsyncExitStack()
 
     def __enter__(self) -> Team:
         try:
+            self._sampler = self._thread.run(self._stack.enter_async_context(self._opening))
             self._sandbox = self._thread.run(self._stack.enter_async_context(Sandbox.open(self._config.sandbox)))
         except BaseException:
             self._close()
@@ -73,7 +74,6 @@ class Team:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._thread.run(_exit(self._stack))
         self._close()
 
     def publish(self, version: int, adapters: Mapping[str, Adapter]) -> None:
@@ -121,7 +121,7 @@ class Team:
         return await self._sandbox.workspace()
 
     def _close(self) -> None:
-        self._sampler.close()
+        self._thread.run(_exit(self._stack))
         self._thread.close()
 
 
