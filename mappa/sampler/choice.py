@@ -15,6 +15,7 @@ from mappa.sampler.sglang.process import Launch, check_python
 from mappa.sampler.sglang.sampler import SGLangSampler
 
 _CANARY_TOKENS = 256
+_CONTEXT_MARGIN = 8
 
 
 def check_sampler(config: Config) -> None:
@@ -61,6 +62,7 @@ async def open_sampler(
         targets=tuple(sorted({name.rpartition(".")[2] for name in layers})),
         loras_per_batch=settings.sglang.loras_per_batch or 2 * len(prompts) + 1,
         max_context=settings.max_context,
+        context=min(settings.max_context + _CONTEXT_MARGIN, base.model.config.max_position_embeddings),
     )
     logs = Path(config.runs) / config.name / "servers"
     async with SGLangSampler.open(base, layers, settings.sglang, launch, canary, logs=logs, notice=notice) as sampler:

@@ -24,7 +24,7 @@ from mappa.errors import AdapterError, ConfigError, SamplerError, ServerError
 from mappa.model.base import Base, load_base
 from mappa.model.lora import Adapter, RoleLinear, add_roles, new_adapter
 from mappa.sampler.sglang.canary import Canary
-from mappa.sampler.sglang.process import Launch, ServerProcess, check_python
+from mappa.sampler.sglang.process import Launch, check_python
 from mappa.sampler.sglang.routing import Prefixes, blocks_of, choose
 from mappa.sampler.sglang.sampler import SGLangSampler
 from mappa.sampler.stopping import stops_at
@@ -62,7 +62,7 @@ class Rig:
         self.logs = logs
         self.notices: list[str] = []
         self.launch = Launch(
-            model=str(folder), dtype="float32", rank=4, targets=TARGETS, loras_per_batch=5, max_context=512
+            model=str(folder), dtype="float32", rank=4, targets=TARGETS, loras_per_batch=5, max_context=512, context=512
         )
 
     def adapter(self, seed: int, rank: int = 4) -> Adapter:
@@ -418,7 +418,9 @@ from mappa.sampler.sglang.process import Launch, ServerProcess
 
 async def main(python, path, log):
     config = SGLangConfig(python=python, environment={"PYTHONPATH": path})
-    launch = Launch(model="m", dtype="float32", rank=4, targets=("q_proj",), loras_per_batch=3, max_context=64)
+    launch = Launch(
+        model="m", dtype="float32", rank=4, targets=("q_proj",), loras_per_batch=3, max_context=64, context=64
+    )
     await ServerProcess.start(config, launch, 0, Path(log), set(), lambda: None)
     await asyncio.sleep(600)
 

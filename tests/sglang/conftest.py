@@ -1,4 +1,4 @@
-"""Two real SGLang servers on the CPU, started once for all tests here, with a tiny model of which the tests hold a copy."""
+"""Two real SGLang servers on the CPU, started once for all tests here; the tests hold the same tiny model."""
 
 from __future__ import annotations
 
@@ -40,13 +40,19 @@ class Fleet:
         """What was published, by name."""
         self._runner = asyncio.Runner()
         launch = Launch(
-            model=str(model), dtype="float32", rank=RANK, targets=TARGETS, loras_per_batch=7, max_context=CONTEXT
+            model=str(model),
+            dtype="float32",
+            rank=RANK,
+            targets=TARGETS,
+            loras_per_batch=7,
+            max_context=CONTEXT,
+            context=CONTEXT,
         )
         prompts = {role: tuple(range(30 + 40 * i, 90 + 40 * i)) for i, role in enumerate(ROLES)}
         self._opening = SGLangSampler.open(
             self.base,
             self.layers,
-            SGLangConfig(servers=2, health_interval=2.0, start_timeout=280.0, **cpu_servers()),
+            SGLangConfig(servers=2, health_interval=2.0, start_timeout=900.0, **cpu_servers()),
             launch,
             Canary(self.base, self.router, prompts),
             logs=logs,

@@ -13,7 +13,7 @@ from mappa.errors import AdapterError, ServerError
 from mappa.types import Generation, SamplingParams
 from tests.sglang.conftest import ROLES, Fleet, until
 
-pytestmark = [pytest.mark.sglang, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.sglang, pytest.mark.timeout(1200)]
 TOLERANCE = 1e-4
 
 
@@ -182,7 +182,13 @@ def test_a_server_with_a_fault_of_the_config_says_so(fleet: Fleet, tmp_path: Pat
     settings = cpu_servers()
     config = SGLangConfig(**{**settings, "args": (*settings["args"], "--no-such-option")})
     launch = Launch(
-        model=str(fleet.model), dtype="float32", rank=8, targets=("q_proj",), loras_per_batch=4, max_context=512
+        model=str(fleet.model),
+        dtype="float32",
+        rank=8,
+        targets=("q_proj",),
+        loras_per_batch=4,
+        max_context=512,
+        context=512,
     )
 
     async def run() -> None:

@@ -33,6 +33,9 @@ class Launch(Struct, frozen=True, kw_only=True):
     targets: tuple[str, ...]
     loras_per_batch: int
     max_context: int
+    """Longest prompt plus output, tokens."""
+    context: int
+    """What a server is given: a little more, where the model has it, for SGLang keeps some tokens to itself."""
 
 
 class ServerProcess:
@@ -145,7 +148,7 @@ def command_of(config: SGLangConfig, launch: Launch, port: int) -> list[str]:
         "host": "127.0.0.1",
         "port": port,
         "tp-size": config.tp,
-        "context-length": launch.max_context,
+        "context-length": launch.context,
         "max-lora-rank": launch.rank,
         "max-loras-per-batch": launch.loras_per_batch,
     }

@@ -42,6 +42,7 @@ from mappa.types import FinishReason, Generation, SamplingParams
 _ATTEMPTS = 4
 """Servers that may fail a request before it is given up: it may be what makes them fail."""
 _PROBE = "Tokens: def f(x):\n\treturn x ** 2 + 3.14  # ça, 漢字\n\n"
+_CLOSE_SECONDS = 5.0
 _ABORTED = Generation(output_ids=(), logprobs=(), finish_reason="abort")
 
 
@@ -90,6 +91,7 @@ class SGLangSampler:
         self._open: set[_Request] = set()
         self._numbers = itertools.count()
         self._changed = asyncio.Event()
+        self._supervisors: list[asyncio.Task[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._busy_before, self._busy_since = 0.0, 0.0
 
@@ -124,6 +126,10 @@ class SGLangSampler:
         """Wall time with requests in flight."""
         return self._busy_before + (time.monotonic() - self._busy_since if self._open else 0.0)
 
+    def served_name(self, adapter: str) -> str:
+        """What servers know a published version as."""
+        return self._live[adapter].served
+
     async def generate(
         self, prompt_ids: tuple[int, ...], adapter: str, params: SamplingParams, request_id: str
     ) -> Generation:
@@ -156,7 +162,7 @@ class SGLangSampler:
                 "learn.rank to the highest rank there is"
             )
         self._names.add(name)
-        published = self._live[name] = await self._prepare(role, name, copied(tensors))
+        published = self._live[name] = await self._prepare(role, name, tensors)
         servers = [server for server in self.servers if server.up]
         results = await asyncio.gather(*(self._load(server, published) for server in servers))
         faults = [fault for fault in results if fault is not None]
@@ -213,8 +219,7 @@ class SGLangSampler:
         )
         urls: list[str | None] = [*self._config.urls] or [None] * count(self._config)
         self.servers = [Server(number, shared, url) for number, url in enumerate(urls)]
-        for server in self.servers:
-            self._spawn(server.supervise())
+        self._supervisors = [self._spawn(server.supervise()) for server in self.servers]
         while not all(server.up for server in self.servers):
             for server in self.servers:
                 if server.failure is not None:
@@ -222,14 +227,20 @@ class SGLangSampler:
             await self._wait_for_news()
 
     async def _close(self) -> None:
-        for task in self._tasks:
+        for task in self._supervisors:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        unloading = self._tasks.difference(self._supervisors)
+        if unloading:
+            await asyncio.wait(unloading, timeout=_CLOSE_SECONDS)
+        for task in unloading:
+            task.cancel()
+        await asyncio.gather(*self._supervisors, *unloading, return_exceptions=True)
         await asyncio.gather(*(server.close() for server in self.servers))
         if self._shelf is not None:
             await asyncio.to_thread(self._shelf.close)
 
-    async def _prepare(self, role: str, name: str, adapter: Adapter) -> Published:
+    async def _prepare(self, role: str, name: str, tensors: Adapter) -> Published:
+        adapter = await asyncio.to_thread(copied, tensors)
         ids, scores = await self._canary.score(role, adapter)
         served = f"{name}.{self._run}"
         folder, body = None, None
@@ -370,10 +381,11 @@ class SGLangSampler:
             for task in waiting:
                 task.cancel()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._on_done)
+        return task
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -61,9 +61,11 @@ class Shelf:
     def __init__(self, run: str) -> None:
         _sweep()
         self.path = _SHARED / f"{_PREFIX}{run}"
-        self.path.mkdir()
-        self._lock = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR)
+        building = self.path.with_name(f".{self.path.name}")  # nobody sweeps it before it is locked
+        building.mkdir()
+        self._lock = os.open(building / "lock", os.O_CREAT | os.O_RDWR)
         fcntl.flock(self._lock, fcntl.LOCK_EX)  # the kernel lets go of it however this process ends
+        building.rename(self.path)
 
     def write(self, name: str, adapter: Adapter, scale: float) -> Path:
         """Write a PEFT folder, whole before it has its name."""
