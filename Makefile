@@ -22,7 +22,7 @@ SOURCES := setup.py pyproject.toml $(wildcard csrc/* csrc/*/*)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-dev setup-bench bubblewrap train test test-slow lint format lock bench-quick clean
+.PHONY: help setup setup-dev setup-bench sglang bubblewrap train test test-sglang test-slow lint format lock bench-quick clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -36,13 +36,19 @@ setup-dev: setup $(DEV) ## what the tests and checks need as well
 setup-bench: setup-dev ## the libraries that benches compare with
 	$(PIP) -r requirements/bench.txt
 
+sglang: ## SGLang for CPU servers in .venv-sglang, an environment of its own that outlives this checkout
+	@tools/sglang-cpu/build.sh $(PYTHON) .venv-sglang
+
 train: setup ## set up what is missing, then train CONFIG on N ranks
 	$(LAUNCH) -m mappa.train $(CONFIG) $(ARGS)
 
 test: setup-dev ## set up what is missing, then run every test but the slow ones
 	$(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-slow: setup-dev ## run the slow tests alone
+test-sglang: setup-dev sglang ## run the sampler and a whole job against real SGLang servers on the CPU
+	$(PY) -m pytest tests/sglang -m 'sglang and not slow' $(ARGS)
+
+test-slow: setup-dev sglang ## run the slow tests alone
 	$(PY) -m pytest -m slow $(ARGS)
 
 lint: setup-dev ## ruff, mypy, and the direction of imports
@@ -62,7 +68,7 @@ lock: setup-dev ## pin what is in .venv now, after an upgrade by hand
 	$(PY) requirements/lock.py
 
 clean: ## remove everything that was built or installed here; runs/ stays
-	rm -rf $(ENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(ENV) .venv-sglang build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -f kernels/mappa_kernels/_C*.so
 

@@ -71,10 +71,63 @@ class CoachConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     kind: Annotated[Literal["rubric"], _doc("'rubric': computed from the evidence alone, no network")] = "rubric"
 
 
+class SGLangConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """SGLang servers: started here as child processes, or running already and given by URL."""
+
+    python: Annotated[
+        str, _doc("Python of the virtual environment that has sglang; SGLang's pins are not ours, so it needs its own")
+    ] = ""
+    urls: Annotated[
+        tuple[str, ...], _doc("servers that run already, such as http://127.0.0.1:30000; empty: start our own")
+    ] = ()
+    servers: Annotated[
+        int, _doc("servers to start; 0 = one per `tp` GPUs of `gpus`, one where there are none", ge=0)
+    ] = 0
+    gpus: Annotated[tuple[int, ...], _doc("GPUs our servers run on, `tp` each")] = ()
+    tp: Annotated[int, _doc("GPUs of one server (tensor parallel)", ge=1)] = 1
+    ports: Annotated[tuple[int, int], _doc("first and last port our servers may listen on")] = (30000, 39999)
+    args: Annotated[tuple[str, ...], _doc("further arguments of our servers' sglang.launch_server")] = ()
+    environment: Annotated[dict[str, str], _doc("further environment variables of our servers")] = msgspec.field(
+        default_factory=dict
+    )
+    seeded: Annotated[
+        bool,
+        _doc(
+            "start servers with deterministic inference, slower, so that a request's seed decides what is sampled; "
+            "other servers ignore seeds"
+        ),
+    ] = False
+    load: Annotated[
+        Literal["auto", "folder", "tensors"],
+        _doc(
+            "how adapters get there: files in /dev/shm, or within the request; auto: files where every server is on "
+            "this machine"
+        ),
+    ] = "auto"
+    loras_per_batch: Annotated[
+        int, _doc("adapters our servers decode together, the base counts as one; 0 = two versions per role", ge=0)
+    ] = 0
+    canary_tolerance: Annotated[
+        float,
+        _doc(
+            "how far a server's log-probs of the canary may lie from the learner's, on average, nats; "
+            "0 = 1e-3 with a float32 base, 0.15 with bfloat16",
+            ge=0,
+        ),
+    ] = 0.0
+    start_timeout: Annotated[float, _doc("seconds a server may take to come up", gt=0)] = 900.0
+    deadline: Annotated[
+        float, _doc("seconds a request may take on one server; then that server counts as hanging", gt=0)
+    ] = 900.0
+    health_interval: Annotated[float, _doc("seconds between looks at a server's health", gt=0)] = 10.0
+    health_timeout: Annotated[float, _doc("seconds a server may take to answer one", gt=0)] = 30.0
+    restarts: Annotated[int, _doc("failed starts in a row after which a server is given up", ge=0)] = 3
+
+
 class SamplerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who generates, and how."""
 
-    kind: Annotated[Literal["local"], _doc("'local': in this process")] = "local"
+    kind: Annotated[Literal["local", "sglang"], _doc("'local': in this process; 'sglang': SGLang servers")] = "local"
     temperature: Annotated[float, _doc("temperature of training rollouts", gt=0)] = 0.6
     max_rows: Annotated[int, _doc("sequences decoded together", ge=1)] = 48
     max_context: Annotated[int, _doc("longest prompt plus output, tokens", ge=16)] = 2048
@@ -85,6 +138,7 @@ class SamplerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             "run then ends as one that was never interrupted. Slower; the local sampler only"
         ),
     ] = False
+    sglang: Annotated[SGLangConfig, _doc("the servers of kind 'sglang'")] = SGLangConfig()
 
 
 class RolloutConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -29,6 +29,10 @@ class SamplerError(MappaError):
     """A generation request that could not be answered."""
 
 
+class ServerError(SamplerError):
+    """A server that does not come up, is lost for good, or is not the one that was meant."""
+
+
 class AdapterError(SamplerError):
     """An adapter that does not exist, was retired, or belongs to another base."""
 

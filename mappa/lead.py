@@ -31,6 +31,7 @@ from mappa.rollout.scheduler import Job
 from mappa.rollout.stage import derive_seed
 from mappa.rollout.team import Team
 from mappa.run import Run, tasks_of_step
+from mappa.sampler.choice import check_sampler
 from mappa.systems import load_system
 from mappa.tasks import prepare
 from mappa.types import Episode, Sample, Task
@@ -44,6 +45,7 @@ class Lead:
     def __init__(self, config: Config, run: Run, stack: ExitStack) -> None:
         self.config = config
         self.run = run
+        check_sampler(config)
         self.system = load_system(config.system)
         self.roles = [role.name for role in self.system.roles]
         self.tasks = prepare(config.tasks.source, cache_home())
@@ -74,6 +76,7 @@ class Lead:
                 learner.layers,
                 self.journal,
                 threads=threads,
+                notice=self._note,
             )
         )
         self.scalars = self._stack.enter_context(Scalars(self.run.folder / "tensorboard", learner.steps + 1))
@@ -231,6 +234,13 @@ class Lead:
                 self.progress.note(evaluation_text(self.results["base", mode], self.results["trained", mode]))
         self.progress.note(speed)
         self.progress.note(f"adapters, summary.json and {picture.name} are in {self.run.folder}")
+
+    def _note(self, line: str) -> None:
+        """Show a line; before there is anything to show it on, when there is."""
+        if hasattr(self, "progress"):
+            self.progress.note(line)
+        else:
+            self.run.notes.append(line)
 
     def _one_done(self, episode: Episode) -> None:
         self.progress.advance()

@@ -142,6 +142,7 @@ def test_a_second_process_is_kept_out_of_a_running_folder(tiny_model: Path, tmp_
         (("system=tests.teams:TwiceTeam",), "names the role 'data_engineer' twice"),
         (("tasks.source=/no/such/tasks",), "no task folder"),
         (("learn.lr",), "not of the form"),
+        (("sampler.kind=sglang",), "needs sampler.sglang.python or sampler.sglang.urls"),
     ],
 )
 def test_what_cannot_run_is_refused_in_one_line(

@@ -26,13 +26,13 @@ SHAPE = {
 }
 
 
-def write_tiny_model(folder: Path, *, family: str = "llama", chat: bool = True, seed: int = 0) -> Path:
+def write_tiny_model(folder: Path, *, family: str = "llama", chat: bool = True, seed: int = 0, **shape: int) -> Path:
     """A Hugging Face folder: byte tokens, three layers, grouped key/value heads."""
     torch.manual_seed(seed)
     if family == "qwen3":
-        model = Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=16))
+        model = Qwen3ForCausalLM(Qwen3Config(**SHAPE | shape, head_dim=16))
     else:
-        model = LlamaForCausalLM(LlamaConfig(**SHAPE))
+        model = LlamaForCausalLM(LlamaConfig(**SHAPE | shape))
     for parameter in model.parameters():  # sharper than the usual start, so that wrong contexts show
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -21,10 +22,10 @@ from mappa.rollout.scheduler import Batch, Count, Job, Scheduler
 from mappa.rollout.stage import Rules, Services
 from mappa.rollout.thread import LoopThread
 from mappa.rollout.timeline import LagMeter, Timeline
-from mappa.sampler.local import LocalSampler
+from mappa.sampler.choice import open_sampler
 from mappa.sandbox import Sandbox
-from mappa.systems import System
-from mappa.types import Episode, Workspace
+from mappa.systems import System, chat
+from mappa.types import Episode
 
 
 class Measured(Struct, frozen=True):
@@ -55,35 +56,17 @@ class Team:
         journal: Journal,
         *,
         threads: int,
+        notice: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
     ) -> None:
         self.timeline = Timeline(journal)
         self._config = config
+        self._system = system
+        self._base = base
         self._journal = journal
         self._lag = LagMeter()
         self._seen = Count()
-        settings = config.sampler
-        self._sampler = LocalSampler(
-            base,
-            router,
-            layers,
-            max_rows=settings.max_rows,
-            max_context=settings.max_context,
-            threads=threads,
-            exact=settings.exact,
-        )
-        services = Services(
-            base=base,
-            sampler=self._sampler,
-            coach=load_coach(config.coach),
-            journal=journal,
-            open_workspace=self._open_workspace,
-            timeline=self.timeline,
-            published=Published(),
-            budget=Budget(config.rollout.tokens_in_flight),
-            work=WorkLeft(len(system.roles)),
-            longest_first=config.rollout.order == "longest-first",
-        )
-        self._scheduler = Scheduler(system, services)
+        openings = {role.name: base.prompt_ids(chat(role, "Go.")) for role in system.roles}
+        self._sampling = open_sampler(config, base, router, layers, openings, threads=threads, notice=notice)
         self._thread = LoopThread()
         self._stack = AsyncExitStack()
 
@@ -98,7 +81,6 @@ class Team:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._thread.run(_exit(self._stack))
         self._close()
 
     def publish(self, version: int, adapters: Mapping[str, Adapter]) -> None:
@@ -144,10 +126,27 @@ class Team:
         return self._thread.run(self._measure())
 
     async def _open(self) -> None:
+        self._sampler = await self._stack.enter_async_context(self._sampling)
         self._sandbox = await self._stack.enter_async_context(Sandbox.open(self._config.sandbox))
         meter = asyncio.create_task(self._lag.measure())
         self._stack.callback(meter.cancel)
+        self._scheduler = Scheduler(self._system, self._services())
         self._stack.push_async_callback(self._scheduler.close)
+
+    def _services(self) -> Services:
+        settings = self._config.rollout
+        return Services(
+            base=self._base,
+            sampler=self._sampler,
+            coach=load_coach(self._config.coach),
+            journal=self._journal,
+            open_workspace=self._sandbox.workspace,
+            timeline=self.timeline,
+            published=Published(),
+            budget=Budget(settings.tokens_in_flight),
+            work=WorkLeft(len(self._system.roles)),
+            longest_first=settings.order == "longest-first",
+        )
 
     async def _finish(self, key: str) -> list[Episode] | None:
         return await self._scheduler.finish(key)
@@ -169,11 +168,8 @@ class Team:
             for name in before:
                 await self._sampler.retire(name)
 
-    async def _open_workspace(self) -> Workspace:
-        return await self._sandbox.workspace()
-
     def _close(self) -> None:
-        self._sampler.close()
+        self._thread.run(_exit(self._stack))
         self._thread.close()
 
 

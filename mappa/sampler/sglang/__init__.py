@@ -1,0 +1,10 @@
+"""SGLang servers behind the `Sampler` protocol. Nothing of SGLang is imported here: it has an environment of its own.
+
+sampler     requests, versions, publishing and retiring
+server      one server's life: brought up, proven, watched, lost, brought up again
+process     servers of our own as child processes; guard ends them with the trainer
+wire        SGLang's HTTP interface
+weights     adapters as servers take them
+canary      the proof that a server computes what the learner does
+routing     which server a request goes to
+"""
