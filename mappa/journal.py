@@ -6,6 +6,7 @@
     verdicts    one row per scored action
     publishes   adapter versions
     steps       one row per update with its metrics
+    calls       one row per reply that a coach bought, by the key of all it depends on; kept when steps are forgotten
 
 Writing is done by a thread of its own, in batches: `add_*` only queue, `flush` waits until all that was queued is on
 disk. A failed write is raised by the next call.
@@ -13,11 +14,12 @@ disk. A failed write is raised by the next call.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -42,9 +44,12 @@ create table if not exists verdicts (
 create table if not exists publishes (adapter text primary key, role text not null, version integer not null,
     time real not null);
 create table if not exists steps (step integer primary key, metrics text not null, time real not null);
+create table if not exists calls (key text primary key, tokens integer not null, dollars real not null,
+    data blob not null, time real not null);
 """
 
 _Statement = tuple[str, tuple[object, ...]]
+OnDisk = Callable[[Exception | None], None]
 _action_encoder = msgspec.msgpack.Encoder()
 _action_decoder = msgspec.msgpack.Decoder(Action)
 _verdict_decoder = msgspec.msgpack.Decoder(Verdict)
@@ -55,7 +60,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._queue: queue.SimpleQueue[_Statement | threading.Event | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Statement | threading.Event | OnDisk | None] = queue.SimpleQueue()
         self._failure: Exception | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
         self._connection = _open(path)
@@ -99,6 +104,12 @@ class Journal:
 
     def add_step(self, step: int, metrics: str) -> None:
         self._put("insert or replace into steps values (?,?,?)", (step, metrics, time.time()))
+
+    def add_call(self, key: str, tokens: int, dollars: float, data: bytes, on_disk: OnDisk) -> None:
+        """Keep what a coach bought. `on_disk` is called from the writing thread once it is there, with None, or with
+        the error that kept it from getting there."""
+        self._put("insert or replace into calls values (?,?,?,?,?)", (key, tokens, dollars, data, time.time()))
+        self._queue.put(on_disk)
 
     def forget_after(self, step: int) -> None:
         """Drop what belongs to steps above `step`: a resumed run does them again."""
@@ -152,6 +163,8 @@ class Journal:
             for item in batch:
                 if isinstance(item, threading.Event):
                     item.set()
+                elif callable(item):
+                    item(self._failure)
                 elif item is None:
                     running = False
 
@@ -176,6 +189,23 @@ def read_episodes(path: Path, phase: str = "train") -> Iterator[Episode]:
             )
     finally:
         connection.close()
+
+
+def read_calls(path: Path) -> dict[str, tuple[int, float]]:
+    """Tokens and dollars of every kept reply by its key."""
+    with contextlib.closing(_connect(path)) as connection:
+        rows = connection.execute("select key, tokens, dollars from calls").fetchall()
+    return {key: (tokens, dollars) for key, tokens, dollars in rows}
+
+
+def read_call(path: Path, key: str) -> bytes:
+    """One kept reply. Raises KeyError where there is none."""
+    with contextlib.closing(_connect(path)) as connection:
+        found = connection.execute("select data from calls where key=?", (key,)).fetchone()
+    if found is None:
+        raise KeyError(key)
+    data: bytes = found[0]
+    return data
 
 
 def _actions(connection: sqlite3.Connection, episode: str) -> Iterator[Action]:

@@ -43,8 +43,11 @@ class Coach(Protocol):
 
     name: str
     """Name and version, as it stands in every verdict: scores of different coaches are not comparable."""
-    stopped: str | None
-    """Why it will score no more (a spent budget, a refused key), or None. A run that sees it checkpoints and stops."""
+
+    @property
+    def stopped(self) -> str | None:
+        """Why it will score no more (a spent budget, a refused key), or None. The run checkpoints and stops."""
+        ...
 
     async def score(self, context: ActionContext) -> Verdict:
         """A score from 0 to 10, or a missing one with its reason. Raises CoachError if it can never score this role."""

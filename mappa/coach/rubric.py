@@ -66,7 +66,7 @@ class RubricCoach:
     """Implements `Coach` by the rules above, with the rubrics that come with mappa or others like them."""
 
     name = f"rubric@{VERSION}"
-    stopped = None
+    stopped: str | None = None
 
     def __init__(self, rubrics: tuple[str, ...] = SHIPPED) -> None:
         self._rubrics = tuple(load_rubric(name) for name in rubrics)
