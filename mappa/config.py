@@ -65,10 +65,93 @@ class SandboxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     ] = False
 
 
+class ChatConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One OpenAI-compatible chat endpoint, and how it may be used."""
+
+    url: Annotated[str, _doc("base address of the endpoint, up to and without /chat/completions")] = (
+        "http://127.0.0.1:8000/v1"
+    )
+    model: Annotated[str, _doc("the model's name as the endpoint knows it")] = ""
+    key_env: Annotated[
+        str,
+        _doc("environment variable that holds the API key; empty: the endpoint asks for none. Never the key itself"),
+    ] = ""
+    structured: Annotated[
+        Literal["json_schema", "json_object", "off"],
+        _doc("how the endpoint is told the form of a reply; a reply is checked all the same"),
+    ] = "json_schema"
+    window: Annotated[
+        int, _doc("tokens the model can take in, reply included; a longer prompt is trimmed", ge=2048)
+    ] = 32768
+    max_tokens: Annotated[int, _doc("longest reply, tokens", ge=64)] = 700
+    temperature: Annotated[float, _doc("temperature of a reply", ge=0)] = 0.0
+    deadline: Annotated[float, _doc("seconds one score may take, waiting, retries and repair included", gt=0)] = 300.0
+    attempt_timeout: Annotated[float, _doc("seconds after which one request is given up and sent again", gt=0)] = 60.0
+    attempts: Annotated[int, _doc("requests for one reply at most, hedges not counted", ge=1)] = 8
+    backoff: Annotated[
+        float, _doc("seconds before the second request at most; doubles with each one, up to 30", gt=0)
+    ] = 0.5
+    concurrency: Annotated[int, _doc("requests in flight at most; fewer while the endpoint is overloaded", ge=1)] = 64
+    requests_per_minute: Annotated[int, _doc("0 = no limit", ge=0)] = 0
+    tokens_per_minute: Annotated[int, _doc("prompts and replies together; 0 = no limit", ge=0)] = 0
+    hedge: Annotated[
+        float,
+        _doc("share of requests that may be sent twice, when one takes longer than 95 % do; 0 = none", ge=0, le=1),
+    ] = 0.05
+    dollars_in: Annotated[float, _doc("price of a million prompt tokens", ge=0)] = 0.0
+    dollars_out: Annotated[float, _doc("price of a million reply tokens", ge=0)] = 0.0
+
+
 class CoachConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who scores actions."""
 
-    kind: Annotated[Literal["rubric"], _doc("'rubric': computed from the evidence alone, no network")] = "rubric"
+    kind: Annotated[
+        Literal["rubric", "llm", "ensemble", "replay"],
+        _doc(
+            "'rubric': computed from the evidence alone, no network; 'llm': a model behind `coach.chat`; 'ensemble': "
+            "the rubric and every endpoint of [coach.member.NAME]; 'replay': the verdicts of another run's journal"
+        ),
+    ] = "rubric"
+    rubrics: Annotated[
+        tuple[str, ...], _doc("rubrics by name (data-science, maths) or by path; the first that knows a role is used")
+    ] = ("data-science", "maths")
+    chat: Annotated[ChatConfig, _doc("the endpoint of kind 'llm'")] = ChatConfig()
+    member: Annotated[
+        dict[str, ChatConfig], _doc("an endpoint of kind 'ensemble', such as [coach.member.small] model = ...")
+    ] = msgspec.field(default_factory=dict)
+    agreement: Annotated[
+        float, _doc("members agree whose scores lie within so many points of their median", ge=0, le=10)
+    ] = 2.0
+    quorum: Annotated[float, _doc("share of members that must agree, else there is no score", gt=0, le=1)] = 0.5
+    replay: Annotated[str, _doc("journal whose verdicts kind 'replay' gives")] = ""
+    budget_tokens: Annotated[int, _doc("tokens a run may buy, prompts and replies together; 0 = no limit", ge=0)] = 0
+    budget_dollars: Annotated[float, _doc("what a run may cost; 0 = no limit", ge=0)] = 0.0
+    canary_every: Annotated[
+        int, _doc("steps between scorings of the canaries, actions that must get 3 at most; 0 = never", ge=0)
+    ] = 1
+    anchors: Annotated[int, _doc("actions of the first step kept as anchors, which show a coach's drift", ge=0)] = 24
+    anchor_every: Annotated[int, _doc("steps between scorings of the anchors; 0 = never", ge=0)] = 5
+    repeat: Annotated[float, _doc("share of actions scored twice, for the spread of a repeated score", ge=0, le=1)] = (
+        0.01
+    )
+    alarm_rate: Annotated[
+        float, _doc("share of runs without any bias in which an alarm may sound all the same", gt=0, lt=1)
+    ] = 0.05
+    correct_bias: Annotated[
+        bool, _doc("take a kind's offset, estimated on actions of equal outcome, out of the rewards")
+    ] = False
+    stateful: Annotated[
+        bool, _doc("show the coach its own record for the role and kind, and the role's usual faults")
+    ] = False
+    backpropagate: Annotated[
+        bool, _doc("once an episode's outcome is known, move blame to the action that caused a failure")
+    ] = False
+    corrections: Annotated[
+        float,
+        _doc(
+            "let the coach rewrite actions that got less than this; kept where it runs and does better; 0 = off", ge=0
+        ),
+    ] = 0.0
 
 
 class SGLangConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

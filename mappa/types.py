@@ -19,6 +19,11 @@ ExecutionOutcome = Literal[
     "ok", "error", "timeout", "memory", "output-limit", "disk-limit", "killed", "sandbox-failure"
 ]
 Fact = bool | int | float | str | None
+Missing = Literal[
+    "unmeasured", "sandbox-failure", "malformed", "deadline", "unavailable", "refused", "too-long", "budget",
+    "disagreement", "not-recorded",
+]  # fmt: skip
+"""Why a coach gave no score; docs/coach.md says what each stands for."""
 
 
 class Metric(Struct, frozen=True, kw_only=True):
@@ -143,13 +148,17 @@ class Evidence(Struct, frozen=True, kw_only=True):
 class Verdict(Struct, frozen=True, kw_only=True):
     """A coach's score of one action, 0 to 10, or None with the reason it is missing. There is no default score.
 
-    >>> Verdict(score=2.0, reason="code crashed: KeyError 'speed'", coach="rubric@1")
+    >>> Verdict(evidence={"ran": False}, reason="code crashed: KeyError 'speed'", score=2.0, coach="rubric@2")
     """
 
-    score: float | None
-    reason: str
-    coach: str
     evidence: dict[str, Fact] = field(default_factory=dict)
+    """What the score hangs on, found before it."""
+    reason: str
+    score: float | None
+    coach: str
+    """Name and version of who scored: scores of different coaches are not comparable."""
+    missing: Missing | None = None
+    """Why there is no score, where there is none."""
 
 
 class Action(Struct, frozen=True, kw_only=True):

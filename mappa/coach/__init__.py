@@ -5,15 +5,64 @@ A coach sees evidence and never measures: outcomes are measured by the tasks' ow
 
 from __future__ import annotations
 
-from mappa.coach.context import ActionContext, Coach
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from mappa.coach.budget import Budget
+from mappa.coach.context import ActionContext, Coach, makers
+from mappa.coach.ensemble import EnsembleCoach
+from mappa.coach.llm import LlmCoach
+from mappa.coach.replay import ReplayCoach
 from mappa.coach.rubric import RubricCoach
+from mappa.coach.store import CallStore, MemoryStore, Purchase, Spending
 from mappa.config import CoachConfig
+from mappa.errors import ConfigError
+from mappa.types import Episode
 
-__all__ = ["ActionContext", "Coach", "RubricCoach", "load_coach"]
+__all__ = [
+    "ActionContext",
+    "Budget",
+    "CallStore",
+    "Coach",
+    "EnsembleCoach",
+    "LlmCoach",
+    "MemoryStore",
+    "Purchase",
+    "ReplayCoach",
+    "RubricCoach",
+    "Spending",
+    "load_coach",
+    "makers",
+]
 
 
-def load_coach(config: CoachConfig) -> Coach:
-    """The coach that `config` asks for."""
+def load_coach(
+    config: CoachConfig,
+    *,
+    store: CallStore | None = None,
+    episodes: Callable[[Path], Iterable[Episode]] | None = None,
+) -> Coach:
+    """The coach that `config` asks for. Replies are bought once per `store`; `episodes` reads the journal of a replay.
+
+    Raises ConfigError if the config cannot be used (no key, no model), CoachError for a rubric that cannot be read.
+    """
+    kept = store if store is not None else MemoryStore()
     match config.kind:
         case "rubric":
-            return RubricCoach()
+            return RubricCoach(config.rubrics)
+        case "llm":
+            return LlmCoach(config.chat, budget=budget_of(config, kept), store=kept, rubrics=config.rubrics)
+        case "ensemble":
+            budget = budget_of(config, kept)  # one for all members
+            members: list[Coach] = [RubricCoach(config.rubrics)]
+            members += [LlmCoach(c, budget=budget, store=kept, rubrics=config.rubrics) for c in config.member.values()]
+            return EnsembleCoach(members, agreement=config.agreement, quorum=config.quorum)
+        case "replay":
+            if episodes is None or not config.replay:
+                raise ConfigError("coach.kind='replay' needs coach.replay, the journal whose verdicts it gives")
+            return ReplayCoach(episodes(Path(config.replay)))
+
+
+def budget_of(config: CoachConfig, store: CallStore) -> Budget:
+    """The run's budget, less what earlier processes of the run have spent."""
+    return Budget(config.budget_tokens, config.budget_dollars, store.spent())

@@ -58,6 +58,23 @@ def read_spans(path: Path) -> list[Span]:
     return [Span(*row) for row in rows]
 
 
+def read_calls(path: Path) -> dict[str, tuple[int, float]]:
+    """Tokens and dollars of every reply that a coach bought, by its key."""
+    with closing(connect(path)) as connection:
+        rows = connection.execute("select key, tokens, dollars from calls").fetchall()
+    return {key: (tokens, dollars) for key, tokens, dollars in rows}
+
+
+def read_call(path: Path, key: str) -> bytes:
+    """One of them. Raises KeyError where there is none."""
+    with closing(connect(path)) as connection:
+        found = connection.execute("select data from calls where key=?", (key,)).fetchone()
+    if found is None:
+        raise KeyError(key)
+    data: bytes = found[0]
+    return data
+
+
 def read_config(path: Path) -> Config:
     """The config of the run that a journal belongs to. Raises JournalError if it keeps none."""
     with closing(connect(path)) as connection:

@@ -8,6 +8,7 @@
     publishes   adapter versions
     steps       one row per update with its metrics
     spans       what happened when, for the timeline
+    calls       one row per reply that a coach bought, by the key of all it depends on
 
 An episode's state is 'running' until it is 'done', 'cut' at its deadline or 'lost' with an error. Rows of actions,
 results and verdicts are written once and never replaced: a second one for the same place is an error.
@@ -46,6 +47,8 @@ create table if not exists publishes (adapter text primary key, role text not nu
 create table if not exists steps (step integer primary key, metrics text not null, time real not null);
 create table if not exists spans (kind text not null, episode text not null, role text not null, turn integer not null,
     began real not null, ended real not null);
+create table if not exists calls (key text primary key, tokens integer not null, dollars real not null,
+    data blob not null, time real not null);
 """
 
 

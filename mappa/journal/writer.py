@@ -121,6 +121,11 @@ class Journal:
     def add_span(self, span: Span) -> None:
         self._put("insert into spans values (?,?,?,?,?,?)", lambda: msgspec.structs.astuple(span))
 
+    def add_call(self, key: str, tokens: int, dollars: float, data: bytes) -> None:
+        """What a coach bought, under the key of all that the reply depends on."""
+        row = (key, tokens, dollars, data, time.time())
+        self._put("insert or replace into calls values (?,?,?,?,?)", lambda: row)
+
     def recall(self, phase: str, step: int) -> dict[str, Record]:
         """The episodes of a step as far as they were journaled, by id. Not for an event loop: it reads the disk."""
         self.flush()

@@ -1,0 +1,76 @@
+"""Where bought replies are kept, so that none is bought twice. The run's journal is one such place."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from msgspec import Struct
+
+from mappa.types import Message
+
+
+class Purchase(Struct, frozen=True, kw_only=True):
+    """One reply of an endpoint, as it is kept.
+
+    >>> Purchase(text='{"evidence": ...}', tokens_in=812, tokens_out=64, dollars=0.0009, finish_reason="stop")
+    """
+
+    text: str
+    tokens_in: int
+    tokens_out: int
+    dollars: float = 0.0
+    finish_reason: str = ""
+    model: str = ""
+    """The model that answered, as the endpoint names it."""
+
+
+class Spending(Struct, frozen=True):
+    """Tokens of prompts and replies, and their price in dollars."""
+
+    tokens: int = 0
+    dollars: float = 0.0
+
+
+class CallStore(Protocol):
+    """Purchases by key. A key names everything that the reply depends on."""
+
+    async def find(self, key: str) -> Purchase | None: ...
+
+    async def keep(self, key: str, purchase: Purchase) -> None:
+        """Return when the purchase is where `kill -9` cannot take it."""
+        ...
+
+    def spent(self) -> Spending:
+        """What had been bought when the store was opened: by earlier processes of the run."""
+        ...
+
+
+class MemoryStore:
+    """Implements `CallStore` for as long as the process lives."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Purchase] = {}
+
+    async def find(self, key: str) -> Purchase | None:
+        return self._kept.get(key)
+
+    async def keep(self, key: str, purchase: Purchase) -> None:
+        self._kept[key] = purchase
+
+    def spent(self) -> Spending:
+        kept = self._kept.values()
+        return Spending(sum(p.tokens_in + p.tokens_out for p in kept), sum(p.dollars for p in kept))
+
+
+class ChatRequest(Struct, frozen=True, kw_only=True):
+    """One request for a reply."""
+
+    key: str
+    """Everything that the reply depends on, hashed; the fence of the prompt left out, since it is drawn anew."""
+    messages: tuple[Message, ...]
+    schema: dict[str, object] | None = None
+    """JSON schema of the reply."""
+    schema_name: str = "reply"
+    max_tokens: int
+    tokens_in: int
+    """Tokens of the prompt, estimated from above."""
