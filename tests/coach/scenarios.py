@@ -97,10 +97,14 @@ def contexts(scenario: Scenario) -> list[ActionContext]:
         )  # fmt: skip
         found.append(
             ActionContext(
-                task=scenario.task, role=step.role, action=action, files=dict(files), upstream=dict(upstream),
+                task=scenario.task,
+                role=step.role,
+                action=action,
+                files=dict(files),
+                upstream=dict(upstream),
                 messages=(Message("system", step.role.prompt), Message("user", scenario.task.prompt)),
                 earlier=tuple(context.action for context in found),
-            )  # fmt: skip
+            )
         )
         upstream[step.role.name] = success
     return found
