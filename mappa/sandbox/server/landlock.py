@@ -53,8 +53,8 @@ _ABSTRACT_SOCKETS, _SIGNALS = 1, 2
 
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _FACTS = ("cpuinfo", "meminfo", "stat", "loadavg", "uptime")
-_OWN_FACTS = ("auxv", "cmdline", "comm", "environ", "fd", "io", "limits", "maps", "mem", "oom_score_adj", "smaps")
-_OWN_FACTS += ("smaps_rollup", "stat", "statm", "status")  # not net, nor task, which leads to it: that is the host's
+# Of /proc/self: not net, nor task, which leads to it, since that is the host's.
+_OWN_FACTS = tuple("auxv cmdline comm environ fd io limits maps mem oom_score_adj smaps stat statm status".split())
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
