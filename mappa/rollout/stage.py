@@ -99,26 +99,24 @@ class EpisodeStage:
         turn = self._turns[role.name] = self._turns.get(role.name, -1) + 1
         prompt = self._services.base.prompt_ids(list(messages))
         known = self._recalled.get(ordinal)
+        # In `_actions` before anything is awaited: it is what the journal has, even if the deadline comes right then.
         if known is not None:
             self._check(known.action, role, turn, prompt)
             self._began()
-            action = known.action
+            action = self._actions[ordinal] = known.action
         else:
-            action = await self._generate(role, turn, prompt)
+            action = self._actions[ordinal] = await self._generate(role, turn, prompt)
             self._services.journal.add_action(self._episode.id, ordinal, action)
-        self._actions[ordinal] = action  # as in the journal, even if a deadline comes while that is written
-        await self._services.journal.written()
-        observation = known.observation if known is not None else None
-        if observation is not None:
+            await self._services.journal.written()
+        if known is not None and known.observation is not None:
+            observation = known.observation
             self.place.owe(observation)
         else:
-            with self._span("tool", role, turn) as span:
-                observation = await self._observe(role, action, code)
-            self._busy += span.seconds
+            observation = await self._observe(role, action, code)
+            action = replace(action, execution=observation.execution, evidence=observation.evidence)
+            self._actions[ordinal] = action
             self._services.journal.add_result(self._episode.id, ordinal, observation)
-        action = replace(action, execution=observation.execution, evidence=observation.evidence)
-        self._actions[ordinal] = action
-        await self._services.journal.written()
+            await self._services.journal.written()
         if action.verdict is None:
             context = context_of(self.task, role, ordinal, self._actions, observation)
             self._scoring.append(asyncio.create_task(self._score(ordinal, context)))
@@ -182,10 +180,12 @@ class EpisodeStage:
 
     async def _observe(self, role: Role, action: Action, code: CodeOf | None) -> Observation:
         """Run its code, and measure what it left."""
-        workspace = await self.place.workspace()
         found = code(action.text) if code is not None else None
-        execution = await workspace.run(found) if found is not None else None
-        evidence = await inspect(self.task, role, workspace, self._services.open_workspace)
+        with self._span("tool", role, action.turn) as span:
+            workspace = await self.place.workspace()
+            execution = await workspace.run(found) if found is not None else None
+            evidence = await inspect(self.task, role, workspace, self._services.open_workspace)
+        self._busy += span.seconds
         return Observation(code=found, execution=execution, evidence=evidence, files=dict(workspace.files()))
 
     async def _score(self, ordinal: int, context: ActionContext) -> None:
