@@ -32,6 +32,7 @@ from mappa.model.lora import Adapter, RoleLinear, check_adapter
 from mappa.sampler import adapter_name
 from mappa.sampler.sglang.canary import Canary
 from mappa.sampler.sglang.process import Launch, check_python, count
+from mappa.sampler.sglang.proof import Proof
 from mappa.sampler.sglang.routing import blocks_of, choose
 from mappa.sampler.sglang.server import Server, Shared
 from mappa.sampler.sglang.weights import Published, Shelf, copied, rank_of, tensor_request
@@ -168,7 +169,6 @@ class SGLangSampler:
         faults = [fault for fault in results if fault is not None]
         if faults and len(faults) == len(servers):
             del self._live[name]
-            await asyncio.gather(*(server.unload_adapter(published) for server in servers if server.up))
             await asyncio.to_thread(published.forget)
             raise AdapterError("; ".join(str(fault) for fault in faults))
         for server, fault in zip(servers, results, strict=True):
@@ -204,13 +204,17 @@ class SGLangSampler:
     async def _start(self) -> None:
         ids, scores = await self._canary.score(None, None)
         probe = list(self._base.tokenizer(_PROBE, add_special_tokens=False)["input_ids"])
-        shared = Shared(
-            config=self._config,
+        proof = Proof(
             launch=self._launch,
+            seeded=self._config.seeded,
+            tokenizer_probe=(_PROBE, probe),
             base_canary=(ids, scores),
             tolerance=self._canary.tolerance,
-            tokenizer_probe=(_PROBE, probe),
             run=self._run,
+        )
+        shared = Shared(
+            config=self._config,
+            proof=proof,
             logs=self._logs,
             live=self._live,
             ports=set(),
