@@ -97,7 +97,11 @@ def contexts(scenario: Scenario) -> list[ActionContext]:
         )  # fmt: skip
         found.append(
             ActionContext(
-                task=scenario.task, role=step.role, action=action, files=dict(files), upstream=dict(upstream),
+                task=scenario.task,
+                role=step.role,
+                action=action,
+                files=dict(files),
+                upstream=dict(upstream),
                 messages=(Message("system", step.role.prompt), Message("user", scenario.task.prompt)),
                 earlier=tuple(context.action for context in found),
             )  # fmt: skip
@@ -110,10 +114,11 @@ def missing(name: str) -> str:
     return f"FileNotFoundError: [Errno 2] No such file or directory: '{name}'"
 
 
-def victim_analyst(score: float = 3.0, *, of: str, **changes: object) -> Step:
+def victim_analyst(*, of: str) -> Step:
+    """The analyst whose code dies of what it was left, a missing file or an exception."""
     exception = missing(of) if of.endswith(".pkl") else of
     return Step(
-        ANALYST, score, score, text="```python\nmodel = pd.read_pickle('model.pkl')\n```", outcome="error",
+        ANALYST, 3.0, 3.0, text="```python\nmodel = pd.read_pickle('model.pkl')\n```", outcome="error",
         exception=exception, makes=(), facts=nothing(ANALYST), fault="submission.csv missing", hangs_on="upstream",
     )  # fmt: skip
 
