@@ -88,7 +88,7 @@ class Endpoint:
         self.prompts: deque[bytes] = deque(maxlen=8)
         """The last requests' bodies, newest last."""
         self.tokens = 0
-        self.in_flight: set[object] = set()  # one of its own for every script: what hung under the last one stays there
+        self.in_flight: set[int] = set()  # one of its own for every script: what hung under the last one stays there
         self.most_in_flight = 0
         self._random = random.Random(script.seed)
         self._replied = 0
@@ -103,12 +103,12 @@ class Endpoint:
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         in_flight = self.in_flight
-        in_flight.add(request)
+        in_flight.add(id(request))
         self.most_in_flight = max(self.most_in_flight, len(in_flight))
         try:
             return await self._complete(request)
         finally:
-            in_flight.discard(request)
+            in_flight.discard(id(request))
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         script, body = self.script, await request.read()

@@ -52,7 +52,7 @@ def load_canaries() -> Canaries:
 
 
 async def sing(coach: Coach, task: Task, role: Role, reading: str) -> list[Song]:
-    """Have every canary scored as an action of `role` on `task`. `reading` (the step, say) makes each asking a new one."""
+    """Have every canary scored as an action of `role` on `task`. `reading` (the step) makes it a new asking."""
     found = load_canaries()
     contexts = [_context(canary, task, role, f"canary-{reading}") for canary in found.canaries]
     verdicts = await asyncio.gather(*(coach.score(context) for context in contexts))

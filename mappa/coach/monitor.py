@@ -255,7 +255,7 @@ class Monitor:
                 where=song.canary,
                 size=song.raw or 0.0,
                 p=0.0,
-                text=f"the coach itself gave {song.raw:g} points to a canary ({song.canary}); the reward got {song.score}",
+                text=f"the coach gave {song.raw:g} points to a canary ({song.canary}); the reward got {song.score}",
             )
             for song in fooled
         ]

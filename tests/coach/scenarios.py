@@ -104,7 +104,7 @@ def contexts(scenario: Scenario) -> list[ActionContext]:
                 upstream=dict(upstream),
                 messages=(Message("system", step.role.prompt), Message("user", scenario.task.prompt)),
                 earlier=tuple(context.action for context in found),
-            )  # fmt: skip
+            )
         )
         upstream[step.role.name] = success
     return found

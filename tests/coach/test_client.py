@@ -12,8 +12,8 @@ from email.utils import formatdate
 from typing import Any
 
 import pytest
-from bench.parts.coach_server import VERDICT, Server
 
+from bench.parts.coach_server import VERDICT, Server
 from mappa.coach.budget import Budget
 from mappa.coach.client import ChatClient
 from mappa.coach.client_wire import Key, Refusal, retry_after
@@ -264,7 +264,7 @@ def test_the_budget_is_never_passed(server: Server, limit: dict[str, Any]) -> No
     assert len(bought) + len(refused) == 40
     assert {reply.kind for reply in refused} == {"budget"} and "has spent" in refused[0].reason
     assert server.stats()["tokens"] == budget.spent.tokens <= 1000
-    assert 800 < budget.spent.tokens, "room that requests in flight gave back was not used"
+    assert budget.spent.tokens > 800, "room that requests in flight gave back was not used"
     assert budget.exhausted
 
 
@@ -275,7 +275,7 @@ def test_requests_per_minute_are_kept_to(server: Server) -> None:
     run = Run(config_for(server, requests_per_minute=600, hedge=0.0))
     started = time.monotonic()
     run([request(n) for n in range(75)])  # a burst of 60, then 9 a second
-    assert 1.5 < time.monotonic() - started
+    assert time.monotonic() - started > 1.5
 
 
 def test_concurrency_is_kept_to(server: Server) -> None:
