@@ -1,4 +1,4 @@
-"""The coach's client against a stand-in endpoint in a process of its own, over real sockets; and its monitor, simulated.
+"""The coach's client against a stand-in endpoint in a process of its own, over real sockets.
 
 python -m bench.coach [--quick] [--json PATH]
 """

@@ -1,4 +1,4 @@
-"""A coach that reads, against the stand-in endpoint: what it is shown, what becomes of its replies, what cannot fool it."""
+"""A coach that reads, against the stand-in endpoint: what it is shown, what becomes of its replies."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import json
 from typing import Any
 
 import pytest
-from bench.parts.coach_server import VERDICT, Server
 from msgspec.structs import replace
 
+from bench.parts.coach_server import VERDICT, Server
 from mappa.coach import ActionContext, Budget, LlmCoach, MemoryStore
 from mappa.coach.canary import sing
 from mappa.coach.reply import Judgement, Unreadable, balanced_objects, read_judgement
