@@ -221,7 +221,7 @@ class Monitor:
         for (role, kind, other), gap in self.gaps().items():
             text = (
                 f"{role}: {kind} is scored {gap.size:+.2f} points against {other} on {gap.matched} actions of equal "
-                "outcome; coach.correct_bias=true takes it out of the rewards, learn.group_by='role-kind' normalises "
+                "outcome; learn.group_by='role-kind' normalises "
                 "each kind on its own"
             )
             yield Alarm(about="gap", where=f"{role}: {kind} over {other}", size=gap.size, p=gap.p, text=text)
