@@ -4,8 +4,7 @@
 
 It prints its port on the first line of its output and ends with its standard input. Replies are verdicts; `POST
 /script` changes the script while it runs (the same names, as JSON); `GET /stats` says what it answered: replies per
-idempotency key, and the counts of each fault. `bench.coach` and the tests use it; tests/coach/test_server.py has the
-real client library talk to it.
+idempotency key, and the counts of each fault. `bench.coach` and the tests use it.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ class EpisodeStage:
             self._services.journal.add_result(self._episode.id, ordinal, observation)
             await self._services.journal.written()
         if action.verdict is None:
-            context = context_of(self.task, role, ordinal, self._actions, observation)
+            context = context_of(self.task, role, ordinal, self._actions, observation, messages)
             self._scoring.append(asyncio.create_task(self._score(ordinal, context)))
         return action
 
@@ -212,16 +212,24 @@ class EpisodeStage:
 
 
 def context_of(
-    task: Task, role: Role, ordinal: int, actions: Mapping[int, Action], observation: Observation
+    task: Task,
+    role: Role,
+    ordinal: int,
+    actions: Mapping[int, Action],
+    observation: Observation,
+    messages: Sequence[Message] = (),
 ) -> ActionContext:
-    """What the coach is shown of an episode's action; the same while it happens and when it is scored again later."""
-    earlier = [actions[place] for place in sorted(actions) if place < ordinal]
+    """What the coach is shown of an episode's action; the same while it happens and when it is scored again later, but
+    for the `messages` it saw, of which the journal has the tokens alone."""
+    earlier = tuple(actions[place] for place in sorted(actions) if place < ordinal)
     return ActionContext(
         task=task,
         role=role,
         action=replace(actions[ordinal], verdict=None),
         files=observation.files,
         upstream={action.role: action.evidence.success for action in earlier if action.evidence is not None},
+        messages=tuple(messages),
+        earlier=earlier,
     )
 
 

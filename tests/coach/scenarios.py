@@ -1,7 +1,6 @@
 """Ten episodes in which it matters whom a coach blames, each with the evidence that its verdicts hang on.
 
-What the rubric coach gives, at once and in retrospect, is exact. What a model may say is in replies/ (written by hand,
-in the forms in which models answer).
+What the rubric coach gives, at once and in retrospect, is exact.
 """
 
 from __future__ import annotations
