@@ -92,7 +92,7 @@ def naive_rows(head: Head, what: dict[str, str], shape: Shape, *, quick: bool, l
     theirs = {"forward": peers.naive_forward, "gradient": peers.naive_backward}
     speed, memory = [], []
     for kind, goal in (("forward", shape.forward), ("gradient", shape.gradient)):
-        part, note = _fitting(head, lambda few, run=theirs[kind]: partial(run, few), limit)
+        part, note = _fitting(head, partial(partial, theirs[kind]), limit)
         timed = interleave(
             {kind: partial(ours[kind], part), "naive": partial(theirs[kind], part)},
             repeats=2 if quick else 3,
