@@ -121,7 +121,7 @@ class Lead:
         return True
 
     def roll_out(self, step: int, parts: int) -> Sequence[list[Sample] | None]:
-        """The episodes of one step, as samples divided among the ranks; Nones if the run was asked to stop, or its coach
+        """The episodes of one step, as samples divided among the ranks; Nones if the run was asked to stop or its coach
         has stopped.
 
         Those of later steps are started too, as many as `rollout.max_staleness` lets run ahead.
