@@ -98,9 +98,8 @@ class Learner:
         """Start `role` from the PEFT folder of an adapter. Raises AdapterError if it belongs to another base."""
         found = read_adapter(Path(folder))
         check_adapter(self.layers, found, str(folder))
-        rank = next(iter(found.values()))[0].shape[0]
-        if any(a.shape[0] != self.config.rank for a, _ in found.values()):
-            raise AdapterError(f"the adapter at {folder} has rank {rank}; learn.rank is {self.config.rank}")
+        if other := {a.shape[0] for a, _ in found.values()} - {self.config.rank}:
+            raise AdapterError(f"the adapter at {folder} has rank {min(other)}; learn.rank is {self.config.rank}")
         weights = self.weights[role]
         for layer, parameter in weights.parameters.items():
             checkpoint.set_weight(parameter, weights.join(layer, found))
