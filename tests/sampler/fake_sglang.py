@@ -80,8 +80,8 @@ class FakeSGLang:
                 return self._load(body)
             case "/unload_lora_adapter":
                 self.events.append(f"unload {body['lora_name']}")
-                del self.adapters[body["lora_name"]]
-                return 200, {"success": True}
+                known = self.adapters.pop(body["lora_name"], None) is not None
+                return (200 if known else 400), {"success": known, "error_message": "" if known else "not loaded"}
             case "/abort_request":
                 self.events.append(f"abort {body['rid']}")
                 self.aborted.add(body["rid"])
