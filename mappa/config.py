@@ -68,6 +68,17 @@ class CoachConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     kind: Annotated[Literal["rubric"], _doc("'rubric': computed from the evidence alone, no network")] = "rubric"
 
 
+class OutsideConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A model that plays a role from outside, behind an OpenAI-compatible chat endpoint."""
+
+    url: Annotated[str, _doc("base address of the endpoint, without /chat/completions")]
+    model: Annotated[str, _doc("the model's name as the endpoint knows it")]
+    key_env: Annotated[str, _doc("environment variable that holds the API key; empty: none is asked for")] = ""
+    timeout: Annotated[float, _doc("seconds one answer may take", gt=0)] = 120.0
+    attempts: Annotated[int, _doc("requests for one answer at most", ge=1)] = 4
+    concurrency: Annotated[int, _doc("requests in flight at most", ge=1)] = 16
+
+
 class SamplerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who generates, and how."""
 
@@ -89,6 +100,9 @@ class RolloutConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         ),
     ] = True
     deadline: Annotated[float, _doc("seconds an episode may take before it is counted as lost", gt=0)] = 600.0
+    max_actions: Annotated[
+        int, _doc("actions an episode may have before it is counted as lost: a system that never ends is ended", ge=1)
+    ] = 64
 
 
 _Share = Annotated[float, Meta(ge=0, le=1)]
@@ -228,6 +242,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     sandbox: Annotated[SandboxConfig, _doc("where model-written code runs")] = SandboxConfig()
     coach: Annotated[CoachConfig, _doc("who scores actions")] = CoachConfig()
     sampler: Annotated[SamplerConfig, _doc("who generates")] = SamplerConfig()
+    outside: Annotated[
+        dict[str, OutsideConfig], _doc("models that play roles from outside, such as [outside.teacher] url = ...")
+    ] = msgspec.field(default_factory=dict)
     rollout: Annotated[RolloutConfig, _doc("the episodes of one step")] = RolloutConfig()
     learn: Annotated[LearnConfig, _doc("the update")] = LearnConfig()
     evaluate: Annotated[EvaluateConfig, _doc("measurement on held-out tasks")] = EvaluateConfig()

@@ -30,7 +30,7 @@ from mappa.rollout.samples import samples_of
 from mappa.rollout.stage import derive_seed
 from mappa.rollout.team import Spent, Team
 from mappa.run import Run, tasks_of_step
-from mappa.systems import load_system
+from mappa.systems import adapters_of, load_system
 from mappa.tasks import prepare
 from mappa.types import Episode, Sample
 
@@ -44,7 +44,7 @@ class Lead:
         self.config = config
         self.run = run
         self.system = load_system(config.system)
-        self.roles = [role.name for role in self.system.roles]
+        self.roles = list(adapters_of(self.system))
         self.tasks = prepare(config.tasks.source, cache_home())
         self.results: dict[tuple[Phase, Mode], EvaluationResult] = {}
         self.journal = stack.enter_context(Journal(run.journal))

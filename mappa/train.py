@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from mappa.config import Config, available_cores, describe, load_config
+from mappa.config import Config, LearnConfig, RoleLearnConfig, available_cores, describe, load_config
 from mappa.errors import MappaError
 
 if TYPE_CHECKING:
@@ -58,12 +58,9 @@ def train(config: Config, *, fresh: bool = False) -> None:
 def _start_learner(config: Config, lead: Lead | None) -> Learner:
     """The learner, at the run's last sound checkpoint if there is one. Collective."""
     from mappa.learn import Learner, checkpoint, ranks
-    from mappa.systems import load_system
 
-    roles = tuple(role.name for role in load_system(config.system).roles)
-    settings = replace(config.learn, model=config.model, dtype=config.dtype, roles=roles, seed=config.seed)
     learner = Learner(
-        settings,
+        learn_settings(config),
         temperature=config.sampler.temperature,
         total_steps=config.steps,
         faults=Path(config.runs) / config.name / "faults",
@@ -72,6 +69,24 @@ def _start_learner(config: Config, lead: Lead | None) -> Learner:
     if found is not None:
         checkpoint.restore(learner, found)
     return learner
+
+
+def learn_settings(config: Config) -> LearnConfig:
+    """The learner's settings as the run has them: its base, and the adapters of its system's roles."""
+    from mappa.systems import adapters_of, frozen_adapters, load_system
+
+    system = load_system(config.system)
+    own = {
+        name: replace(config.learn.role.get(name, RoleLearnConfig()), frozen=True) for name in frozen_adapters(system)
+    }
+    return replace(
+        config.learn,
+        model=config.model,
+        dtype=config.dtype,
+        roles=adapters_of(system),
+        role=config.learn.role | own,
+        seed=config.seed,
+    )
 
 
 def _use_cores(config: Config) -> None:

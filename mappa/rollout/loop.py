@@ -19,6 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from mappa.errors import MappaError
+from mappa.rollout.play import play
 from mappa.rollout.stage import EpisodeStage, Services
 from mappa.systems import System
 from mappa.tasks import outcome, populate
@@ -88,7 +89,7 @@ async def _episode(job: Job, system: System, services: Services, *, phase: str, 
         stage = EpisodeStage(episode, job.task, workspace, services)
         try:
             async with asyncio.timeout(deadline):
-                await system.run(stage)
+                await play(system, stage)
                 await stage.verdicts()
         except TimeoutError:
             seconds = time.monotonic() - started

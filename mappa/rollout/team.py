@@ -11,12 +11,14 @@ from msgspec import Struct
 
 from mappa.coach import Coach, load_coach
 from mappa.config import Config
+from mappa.errors import ConfigError
 from mappa.journal import Journal
 from mappa.model.base import Base
 from mappa.model.lora import Adapter, RoleLinear, Router
 from mappa.rollout.loop import Job, LoopThread, run_episodes
 from mappa.rollout.stage import Services
 from mappa.sampler.local import LocalSampler
+from mappa.sampler.outside import OutsideModel
 from mappa.sandbox import Sandbox
 from mappa.systems import System
 from mappa.types import Episode, Workspace
@@ -61,10 +63,12 @@ class Team:
         )
         self._thread = LoopThread()
         self._stack = AsyncExitStack()
+        self._outside: dict[str, OutsideModel] = {}
 
     def __enter__(self) -> Team:
         try:
             self._sandbox = self._thread.run(self._stack.enter_async_context(Sandbox.open(self._config.sandbox)))
+            self._thread.run(self._open_outside())
         except BaseException:
             self._close()
             raise
@@ -87,18 +91,22 @@ class Team:
         phase: str,
         temperature: float,
         repair: bool,
+        score: bool = True,
         done: Callable[[Episode], None] = lambda episode: None,
     ) -> tuple[list[Episode], Spent]:
-        """Run the jobs to their end (see `run_episodes`); everything is journaled when this returns."""
+        """Run the jobs to their end (see `run_episodes`); everything is journaled when this returns. Without `score` no
+        coach is asked."""
         services = Services(
             base=self._base,
             sampler=self._sampler,
-            coach=self._coach,
+            coach=self._coach if score else None,
             journal=self._journal,
             open_workspace=self._open_workspace,
             adapters=dict(self._published),
             temperature=temperature,
             repair=repair,
+            outside=self._outside,
+            max_actions=self._config.rollout.max_actions,
         )
         started, busy, tokens = time.monotonic(), self._sampler.busy_seconds, self._sampler.tokens
         episodes = self._thread.run(
@@ -116,6 +124,13 @@ class Team:
             self._journal.add_publish(self._published[role], role, version)
         for name in before.values():
             await self._sampler.retire(name)
+
+    async def _open_outside(self) -> None:
+        for name in dict.fromkeys(role.model for role in self._system.roles if role.model):
+            if name not in self._config.outside:
+                raise ConfigError(f"a role is played by the outside model {name!r}; describe it under [outside.{name}]")
+            self._outside[name] = OutsideModel(name, self._config.outside[name])
+            self._stack.push_async_callback(self._outside[name].close)
 
     async def _open_workspace(self) -> Workspace:
         return await self._sandbox.workspace()
