@@ -29,8 +29,16 @@ class TasksConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Where the tasks come from."""
 
     source: Annotated[
-        str, _doc("'quickstart' (real tables from a package) or a folder that holds train/ and heldout/ task folders")
+        str,
+        _doc(
+            "'quickstart' or 'tabular' (real tables from a package), a folder that holds train/ and heldout/ task "
+            "folders, or dsbench:FOLDER, mlebench:FOLDER, jsonl:FILE, datasets:NAME?split=..., gym:GENERATOR?size=..."
+        ),
     ] = "quickstart"
+    heldout: Annotated[str, _doc("a source of its own for the held-out tasks; empty: the source's held-out part")] = ""
+    heldout_tasks: Annotated[int, _doc("tasks set aside for measuring where the source has no held-out part", ge=1)] = 8
+    train_tasks: Annotated[int, _doc("training tasks drawn from the source, kinds in proportion; 0 = all", ge=0)] = 0
+    seed: Annotated[int, _doc("decides what is set aside and drawn; the run's seed does not", ge=0)] = 0
 
 
 class SandboxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -12,13 +12,13 @@ import msgspec
 
 from mappa.config import Config, available_cores, cache_home
 from mappa.errors import ConfigError
-from mappa.evaluate import Mode, evaluate
+from mappa.evaluate import Mode, evaluate, with_sources
 from mappa.journal import Journal
 from mappa.learn import Learner, LearnReport
 from mappa.learn.packing import split_by_cost
 from mappa.learn.report import peak_memory_gb
 from mappa.observe.curves import curves
-from mappa.observe.evaluation import EvaluationResult, evaluation_text
+from mappa.observe.evaluation import EvaluationResult, evaluation_text, paired_text
 from mappa.observe.metrics import Seconds, append_metrics, read_metrics
 from mappa.observe.progress import Progress
 from mappa.observe.scalars import Scalars
@@ -45,7 +45,7 @@ class Lead:
         self.run = run
         self.system = load_system(config.system)
         self.roles = list(adapters_of(self.system))
-        self.tasks = prepare(config.tasks.source, cache_home())
+        self.tasks = prepare(config.tasks, cache_home())
         self.results: dict[tuple[Phase, Mode], EvaluationResult] = {}
         self.journal = stack.enter_context(Journal(run.journal))
         self._stack = stack
@@ -79,7 +79,7 @@ class Lead:
         )
         self.scalars = self._stack.enter_context(Scalars(self.run.folder / "tensorboard", learner.steps + 1))
         self.progress = self._stack.enter_context(Progress(self.config.steps, self.roles, done=learner.steps))
-        for line in self.run.notes:
+        for line in (*self.run.notes, *self.tasks.notes()):
             self.progress.note(line)
         self.team.publish(learner.steps, learner.adapters)
 
@@ -104,7 +104,7 @@ class Lead:
                     mode=mode,
                     done=self._one_done,
                 )
-                replace_file(path, msgspec.json.encode(result))
+                replace_file(path, msgspec.json.encode(with_sources(result, self.tasks)))
             self.results[phase, mode] = msgspec.json.decode(path.read_bytes(), type=EvaluationResult)
 
     def roll_out(self, step: int, parts: int) -> list[list[Sample]]:
@@ -194,7 +194,8 @@ class Lead:
     def _show(self, speed: str, picture: Path) -> None:
         for mode in ("greedy", "sampled"):
             if ("base", mode) in self.results:
-                self.progress.note(evaluation_text(self.results["base", mode], self.results["trained", mode]))
+                before, after = self.results["base", mode], self.results["trained", mode]
+                self.progress.note(f"{evaluation_text(before, after)}{paired_text(before, after)}")
         self.progress.note(speed)
         self.progress.note(f"adapters, summary.json and {picture.name} are in {self.run.folder}")
 

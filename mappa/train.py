@@ -118,10 +118,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--unsafe", action="store_true", help="run model-written code WITHOUT isolation (sandbox.unsafe=true)"
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="load all but the weights, say what the run needs, and end"
+    )
+    parser.add_argument("--ranks", type=int, default=0, help="with --dry-run: GPUs of the run; default: this launch's")
+    parser.add_argument("--gpu-gb", type=float, default=80.0, help="with --dry-run: memory of a GPU, GB")
     options = parser.parse_args(arguments)
     overrides = [*options.overrides, *(["sandbox.unsafe=true"] if options.unsafe else [])]
     try:
-        train(load_config(options.config, overrides), fresh=options.fresh)
+        config = load_config(options.config, overrides)
+        if options.dry_run:
+            from mappa.dryrun import dry_run
+
+            ranks = options.ranks or int(os.environ.get("WORLD_SIZE", "1"))
+            print(dry_run(config, learn_settings(config), ranks=ranks, gpu_gb=options.gpu_gb))
+        else:
+            train(config, fresh=options.fresh)
     except MappaError as error:
         print(f"mappa: {error}", file=sys.stderr, flush=True)
         return 2

@@ -21,6 +21,7 @@ The turn protocol:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
 from mappa.systems.stage import Stage
 from mappa.systems.text import chat, python_program, shortened, spoken, tagged
@@ -85,6 +86,8 @@ class DSBench:
     """The pipeline."""
 
     roles = (ENGINEER, MODELER, ANALYST)
+    turns: ClassVar = {role.name: TURNS for role in roles}
+    """Actions of each role at most, for estimates."""
 
     async def run(self, stage: Stage) -> None:
         handed_on: dict[str, str] = {}

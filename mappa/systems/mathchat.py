@@ -13,6 +13,8 @@ The turn protocol:
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from mappa.systems.stage import Stage
 from mappa.systems.text import chat, python_program, shortened, spoken
 from mappa.types import Action, Message, Role
@@ -54,6 +56,8 @@ class MathChat:
     """The pipeline."""
 
     roles = (SOLVER, EXECUTOR, VERIFIER)
+    turns: ClassVar = {EXECUTOR.name: TURNS}
+    """Actions of each role at most, where more than one, for estimates."""
 
     async def run(self, stage: Stage) -> None:
         problem = f"Problem: {stage.task.prompt}"
