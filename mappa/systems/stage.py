@@ -37,7 +37,7 @@ class Stage(Protocol):
         ...
 
     def files(self) -> dict[str, int]:
-        """Files in the episode's workspace now, with their sizes in bytes."""
+        """Files in the episode's workspace after its last action, with their sizes in bytes."""
         ...
 
 

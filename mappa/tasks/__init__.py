@@ -14,6 +14,6 @@ from mappa.tasks.found import TaskSet
 from mappa.tasks.inspection import inspect, outcome
 from mappa.tasks.metrics import normalised
 from mappa.tasks.source import prepare
-from mappa.tasks.supply import populate, repair
+from mappa.tasks.supply import populate, public_files, repair
 
-__all__ = ["TaskSet", "inspect", "normalised", "outcome", "populate", "prepare", "repair"]
+__all__ = ["TaskSet", "inspect", "normalised", "outcome", "populate", "prepare", "public_files", "repair"]

@@ -21,6 +21,11 @@ def populate(task: Task, workspace: Workspace) -> None:
         _put(task, workspace, name, read_cached(f"{task.folder}/public/{name}"))
 
 
+def public_files(task: Task) -> dict[str, int]:
+    """What `populate` puts there: names and sizes in bytes."""
+    return {name: len(read_cached(f"{task.folder}/public/{name}")) for name in PUBLIC_FILES} if task.folder else {}
+
+
 def repair(task: Task, workspace: Workspace, names: Sequence[str]) -> tuple[str, ...]:
     """Put the reference artefacts of those names into `workspace`, over whatever is there; return what was put.
 
