@@ -203,7 +203,7 @@ def _check_ids(folder: Path, spec: TaskFile, tables: Tables) -> None:
             )
     expected = set(tables.test[spec.id_column])
     for name in ("public/sample_submission.csv", ANSWERS):
-        odd = sorted(expected.symmetric_difference(named[name][spec.id_column]))
+        odd = sorted(expected.symmetric_difference(named[name][spec.id_column]), key=str)
         if odd:
             _refuse(folder, f"{name} must have exactly test.csv's ids; {len(odd)} differ, the first is {odd[0]}")
 

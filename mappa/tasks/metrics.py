@@ -7,12 +7,13 @@ from mappa.types import Metric
 METRIC_OF_KIND = {"regression": "rmse", "classification": "accuracy"}
 GREATER_IS_BETTER = {
     "rmse": False, "mae": False, "rmsle": False, "r2": True,
-    "accuracy": True, "f1": True, "mcc": True, "qwk": True, "auc": True, "logloss": False,
+    "accuracy": True, "f1": True, "f1_binary": True, "mcc": True, "qwk": True, "auc": True, "gini": True,
+    "logloss": False,
 }  # fmt: skip
 """What probes/grade.py measures by."""
 METRICS_OF_KIND = {
     "regression": ("rmse", "mae", "rmsle", "r2"),
-    "classification": ("accuracy", "f1", "mcc", "qwk", "auc", "logloss"),
+    "classification": ("accuracy", "f1", "f1_binary", "mcc", "qwk", "auc", "gini", "logloss"),
 }
 
 FLOOR = -1.0

@@ -21,6 +21,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 from msgspec import Struct
@@ -34,7 +35,7 @@ from mappa.types import Metric, Task
 
 PERFECT = {name: float(greater) for name, greater in GREATER_IS_BETTER.items()}
 FUNCTIONS = {
-    "accuracy_score": "accuracy", "roc_auc_score": "auc", "log_loss": "logloss", "f1_score": "f1",
+    "accuracy_score": "accuracy", "roc_auc_score": "auc", "log_loss": "logloss", "normalized_gini": "gini",
     "matthews_corrcoef": "mcc", "cohen_kappa_score": "qwk", "quadratic_weighted_kappa": "qwk", "qwk": "qwk",
     "mean_absolute_error": "mae", "mae": "mae", "rmse": "rmse", "root_mean_squared_error": "rmse", "rmsle": "rmsle",
     "root_mean_squared_log_error": "rmsle", "r2_score": "r2",
@@ -127,16 +128,23 @@ def _one(folder: Path, pattern: str) -> Path:
 
 def _metric_of_script(text: str) -> str:
     """By the function whose value the script writes down as the performance."""
-    assigned = re.findall(r"^performance\s*=\s*(.+)$", text, re.M)
+    assigned = re.findall(r"^\s*performance\s*=\s*(.+)$", text, re.M)
     called = re.findall(r"([A-Za-z_]\w*)\s*\(", assigned[-1]) if assigned else []
     if "mean_squared_error" in called and ("sqrt" in called or "squared=False" in assigned[-1]):
         return "rmse"
-    known = [FUNCTIONS[name.lower()] for name in called if name.lower() in FUNCTIONS]
-    if len(known) != 1:
-        raise TaskError(
-            f"its metric is {', '.join(called) or 'not to be found'}; known are {', '.join(GREATER_IS_BETTER)}"
+    if "f1_score" in called:  # scikit-learn's default is the F1 of class 1; the micro mean is the accuracy
+        average = re.search(r"average\s*=\s*['\"](\w+)", assigned[-1])
+        return {"": "f1_binary", "macro": "f1", "micro": "accuracy"}.get(average[1] if average else "", "") or _unknown(
+            f"f1_score, average={average and average[1]!r}"
         )
-    return known[0]
+    if re.search(r"==.*\)\.mean\(\)\s*$", assigned[-1] if assigned else ""):
+        return "accuracy"
+    known = [FUNCTIONS[name.lower()] for name in called if name.lower() in FUNCTIONS]
+    return known[0] if len(known) == 1 else _unknown(", ".join(called) or "not to be found")
+
+
+def _unknown(metric: str) -> NoReturn:
+    raise TaskError(f"its metric is {metric}; known are {', '.join(GREATER_IS_BETTER)}")
 
 
 def _metric_of_config(root: Path, name: str) -> str:
@@ -151,7 +159,7 @@ def _metric_of_config(root: Path, name: str) -> str:
     named = found[1].strip() if found else ""
     metric = GRADERS.get(re.sub(r"[^a-z0-9]", "", named.lower()))
     if metric is None:
-        raise TaskError(f"its metric is {named or 'not named'}; known are {', '.join(GREATER_IS_BETTER)}")
+        _unknown(named or "not named")
     return metric
 
 
@@ -213,7 +221,7 @@ def _metric(published: Published, trained: list[str], answers: list[str]) -> tup
     name = published.metric
     if name in METRICS_OF_KIND["regression"]:
         guess = repr(math.fsum(map(float, trained)) / len(trained))
-    elif name in ("auc", "logloss"):
+    elif name in grade.OF_SCORES:
         guess = repr(sum(float(value) for value in trained) / len(trained))
     else:
         guess = Counter(trained).most_common(1)[0][0]

@@ -14,6 +14,7 @@ from mappa.config import TasksConfig
 from mappa.errors import TaskError
 from mappa.tasks import prepare
 from mappa.tasks.contamination import contamination, given_away, grams
+from mappa.tasks.published import _metric_of_script
 from mappa.tasks.source import draw, read_source, set_aside
 from mappa.tasks.tabular import name_of, read_tabular, suite
 from mappa.types import Role, Task
@@ -145,6 +146,38 @@ def test_dsbench_as_downloaded(tmp_path: Path, workspaces: Workspaces) -> None:
     assert (len(tasks.train), len(tasks.heldout), len(tasks.refused)) == (1, 1, 5)
 
 
+@pytest.mark.parametrize(
+    ("line", "metric"),
+    [
+        ("performance = accuracy_score(a[v], b[v])", "accuracy"),
+        (
+            "if x:\n    performance = mean_absolute_error(a, b)\nelse:\n    performance = mean_absolute_error(a, c)",
+            "mae",
+        ),
+        ("performance = np.sqrt(mean_squared_error(a, b))", "rmse"),
+        ("performance = mean_squared_error(a, b, squared=False)", "rmse"),
+        ("performance = f1_score(a, b)", "f1_binary"),
+        ("performance = f1_score(a, b, average='micro')", "accuracy"),
+        ("performance = f1_score(a, b, average='macro')", "f1"),
+        ("performance = (a[args.value] == b[args.value]).mean()", "accuracy"),
+        ("performance = quadratic_weighted_kappa(a, b, 10)", "qwk"),
+        ("performance = normalized_gini(a, b)", "gini"),
+        ("performance = rmsle(a[v], b[v])", "rmsle"),
+        ("performance = mean_squared_error(a, b)", None),
+        ("performance = f1_score(a, b, average='weighted')", None),
+        ("performance = mpa_at_3(a, b)", None),
+        ("nothing = 1", None),
+    ],
+)
+def test_the_metric_is_read_off_the_graders_last_line(line: str, metric: str | None) -> None:
+    text = f"from sklearn.metrics import roc_auc_score\n{line}\n"
+    if metric is not None:
+        assert _metric_of_script(text) == metric
+    else:
+        with pytest.raises(TaskError, match="its metric is"):
+            _metric_of_script(text)
+
+
 def test_mlebench_as_prepared(tmp_path: Path, workspaces: Workspaces) -> None:
     root = tmp_path / "mle"
     write_mlebench(root, "loans", "auc-roc")
@@ -253,3 +286,18 @@ def test_reasoning_gym_generates_what_it_is_asked(tmp_path: Path) -> None:
     assert tasks == prepare(TasksConfig(source="gym:basic_arithmetic?size=20&seed=3", heldout_tasks=5), tmp_path)
     with pytest.raises(TaskError, match="reasoning-gym cannot generate"):
         prepare("gym:no_such_generator", tmp_path)
+
+
+def test_a_published_training_table_needs_no_ids(tmp_path: Path, workspaces: Workspaces) -> None:
+    call = "accuracy_score(actual[args.value], submission[args.value])"
+    folder = write_dsbench(tmp_path / "ds", "pay", kind="classification", function="accuracy_score", call=call)
+    pd.read_csv(folder / "train.csv").drop(columns="row").to_csv(folder / "train.csv", index=False)
+    (task,) = read_source(f"dsbench:{tmp_path / 'ds'}", tmp_path).train
+    workspace = FolderWorkspace(tmp_path / "episode")
+    train, test = (pd.read_csv(f"{task.folder}/public/{name}.csv") for name in ("train", "test"))
+    train[["width"]].to_pickle(workspace.folder / "X_train.pkl")
+    train["paid"].to_pickle(workspace.folder / "y_train.pkl")
+    test.set_index("row")[["width"]].to_pickle(workspace.folder / "X_test.pkl")
+    engineer = Role(name="engineer", prompt="", produces=("X_train.pkl", "y_train.pkl", "X_test.pkl"))
+    evidence = look(task, engineer, workspace, workspaces)
+    assert evidence.success and all(evidence.facts.values()), evidence

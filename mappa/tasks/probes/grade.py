@@ -5,8 +5,8 @@ facts `readable`, `columns`, `ids`, `values`, the `score` by the task's metric, 
 worked out of the same predictions. The order of rows does not matter; everything else about the form does.
 
 Of classes: accuracy, f1 (the mean over the answers' classes), auc (two classes, numbers predicted). Where the metric
-wants scores and not labels (auc, logloss), a score of a half or more counts as the greater label. Of numbers: rmse,
-mae, rmsle, r2, and rmse_of_range, the rmse as a share of the range of the answers.
+wants scores and not labels (auc, gini, logloss), a score of a half or more counts as the greater label. Of numbers:
+rmse, mae, rmsle, r2, and rmse_of_range, the rmse as a share of the range of the answers.
 """
 
 import csv
@@ -197,6 +197,15 @@ def f1(given: Sequence[Any], truth: Sequence[Any]) -> float:
     return math.fsum(2 * hits[name] / (named[name] + there[name]) for name in classes) / len(classes)
 
 
+def f1_binary(given: Sequence[Any], truth: Sequence[Any]) -> float:
+    """That of the greater of two classes: where 1 is what is looked for."""
+    classes = sorted(set(truth))
+    if len(classes) > 2:
+        raise Wrong(f"f1_binary needs answers of two classes, not {len(classes)}")
+    hits = sum(g == t == classes[-1] for g, t in zip(given, truth, strict=True))
+    return 2 * hits / (sum(g == classes[-1] for g in given) + sum(t == classes[-1] for t in truth))
+
+
 def mcc(given: Sequence[Any], truth: Sequence[Any]) -> float:
     """Matthews' coefficient for any number of classes (Gorodkin 2004)."""
     n, right = len(truth), sum(g == t for g, t in zip(given, truth, strict=True))
@@ -231,6 +240,11 @@ def auc(given: Sequence[float], truth: Sequence[float]) -> float:
     return total / (ones * zeros)
 
 
+def gini(given: Sequence[float], truth: Sequence[float]) -> float:
+    """The normalised Gini coefficient of two classes."""
+    return 2 * auc(given, truth) - 1
+
+
 def logloss(given: Sequence[float], truth: Sequence[float]) -> float:
     if min(given) < 0 or max(given) > 1:
         raise Wrong("logloss needs probabilities between 0 and 1")
@@ -239,8 +253,8 @@ def logloss(given: Sequence[float], truth: Sequence[float]) -> float:
 
 
 OF_NUMBERS = {"rmse": rmse, "mae": mae, "rmsle": rmsle, "r2": r2}
-OF_LABELS = {"accuracy": accuracy, "f1": f1, "mcc": mcc, "qwk": qwk}
-OF_SCORES = {"auc": auc, "logloss": logloss}
+OF_LABELS = {"accuracy": accuracy, "f1": f1, "f1_binary": f1_binary, "mcc": mcc, "qwk": qwk}
+OF_SCORES = {"auc": auc, "gini": gini, "logloss": logloss}
 
 
 if __name__ == "__main__":

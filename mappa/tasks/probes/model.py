@@ -39,7 +39,8 @@ def try_model(folder: Path, request: dict, facts: dict[str, bool]) -> None:
     if not request["features"]:
         raise Wrong("there is no table to try the model on")
     features = load(folder / request["features"])
-    ids = list(pd.read_csv(folder / request["table"], usecols=[request["id_column"]])[request["id_column"]])
+    table = pd.read_csv(folder / request["table"])
+    ids = list(table[request["id_column"]] if request["id_column"] in table.columns else table.index)
     predictions = predict(model, features, request["features"])
     if len(predictions) != len(ids):
         raise Wrong(f"model predicts {len(predictions)} rows, {len(ids)} expected")
