@@ -165,8 +165,9 @@ def _check_lengths(config: Config, system: System) -> None:
 
 def _coach_prices(config: Config) -> tuple[float, float] | None:
     """Dollars per million tokens read and written; None for a coach that costs nothing."""
+    kind: str = config.coach.kind
     chat: Any = getattr(config.coach, "chat", None)
-    if config.coach.kind == "rubric" or chat is None:
+    if kind == "rubric" or chat is None:
         return None
     return chat.dollars_in, chat.dollars_out
 

@@ -209,9 +209,13 @@ def _build(folder: Path, published: Published) -> None:
     shutil.copyfile(published.test, folder / "public" / "test.csv")
     _write(folder / "private" / "answers.csv", (id_column, target), answers)
     _write(folder / "public" / "sample_submission.csv", (id_column, target), [(row, guess) for row, _ in answers])
-    kind = "regression" if metric.name in METRICS_OF_KIND["regression"] else "classification"
     spec = TaskFile(
-        kind=kind, target=target, metric=metric, id_column=id_column, prompt=published.description, as_published=True
+        kind="regression" if metric.name in METRICS_OF_KIND["regression"] else "classification",
+        target=target,
+        metric=metric,
+        id_column=id_column,
+        prompt=published.description,
+        as_published=True,
     )
     (folder / "task.json").write_bytes(msgspec.json.encode(spec))
 

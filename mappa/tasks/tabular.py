@@ -10,6 +10,8 @@ import csv
 import re
 from pathlib import Path
 
+import msgspec
+
 from mappa.errors import TaskError
 from mappa.tasks import quickstart
 from mappa.tasks.catalogue import Table
@@ -43,11 +45,8 @@ def suite(tables: Path = LIST) -> dict[str, list[Table]]:
     found: dict[str, list[Table]] = {"train": [], "heldout": []}
     with tables.open(newline="") as file:
         for row in csv.DictReader(file, delimiter="\t"):
-            drop = tuple(name for name in row["drop"].split(",") if name)
-            table = Table(
-                package=row["package"], dataset=row["dataset"], target=row["target"], kind=row["kind"], drop=drop
-            )  # type: ignore[arg-type]
-            found[row["split"]].append(table)
+            drop = [name for name in row.pop("drop").split(",") if name]
+            found[row.pop("split")].append(msgspec.convert({**row, "drop": drop}, Table))
     return found
 
 
