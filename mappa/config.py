@@ -134,32 +134,6 @@ class CoachConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     replay: Annotated[str, _doc("journal whose verdicts kind 'replay' gives")] = ""
     budget_tokens: Annotated[int, _doc("tokens a run may buy, prompts and replies together; 0 = no limit", ge=0)] = 0
     budget_dollars: Annotated[float, _doc("what a run may cost; 0 = no limit", ge=0)] = 0.0
-    canary_every: Annotated[
-        int, _doc("steps between scorings of the canaries, actions that must get 3 at most; 0 = never", ge=0)
-    ] = 1
-    anchors: Annotated[int, _doc("actions of the first step kept as anchors, which show a coach's drift", ge=0)] = 24
-    anchor_every: Annotated[int, _doc("steps between scorings of the anchors; 0 = never", ge=0)] = 5
-    repeat: Annotated[float, _doc("share of actions scored twice, for the spread of a repeated score", ge=0, le=1)] = (
-        0.01
-    )
-    alarm_rate: Annotated[
-        float, _doc("share of runs without any bias in which an alarm may sound all the same", gt=0, lt=1)
-    ] = 0.05
-    correct_bias: Annotated[
-        bool, _doc("take a kind's offset, estimated on actions of equal outcome, out of the rewards")
-    ] = False
-    stateful: Annotated[
-        bool, _doc("show the coach its own record for the role and kind, and the role's usual faults")
-    ] = False
-    backpropagate: Annotated[
-        bool, _doc("once an episode's outcome is known, move blame to the action that caused a failure")
-    ] = False
-    corrections: Annotated[
-        float,
-        _doc(
-            "let the coach rewrite actions that got less than this; kept where it runs and does better; 0 = off", ge=0
-        ),
-    ] = 0.0
 
 
 class SGLangConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -19,9 +19,10 @@ from msgspec.structs import replace
 from mappa.coach import Coach, load_coach
 from mappa.config import Config, available_cores, cache_home, override
 from mappa.errors import JournalError
-from mappa.journal import Journal, Record, read_config, read_records
+from mappa.journal import Journal, Record, read_config, read_episodes, read_records
 from mappa.observe.metrics import Seconds, append_metrics
 from mappa.observe.step import step_metrics
+from mappa.rollout.purchases import JournalStore
 from mappa.rollout.samples import samples_of
 from mappa.rollout.stage import context_of
 from mappa.run import learn_settings
@@ -61,9 +62,9 @@ def rescored(
     steps: Sequence[list[Record]], config: Config, path: Path, say: Callable[[str], None]
 ) -> list[list[Record]]:
     """The same records with new verdicts, which are kept in a journal of their own."""
-    coach = load_coach(config.coach)
     tasks = {task.id: task for task in prepare(config.tasks, cache_home()).train}
     with Journal(path, config) as journal:
+        coach = load_coach(config.coach, store=JournalStore(journal), episodes=read_episodes)
         return asyncio.run(_score_all(steps, coach, config, tasks, journal, say))
 
 
@@ -83,6 +84,7 @@ async def _score_all(
         again = [job.result() for job in jobs]
         scored.append(again)
         say(_comparison(records, again))
+    await coach.close()
     return scored
 
 

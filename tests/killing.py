@@ -28,7 +28,7 @@ def config_file(folder: Path, model: Path) -> Path:
     path.write_text(
         f'name = "steady"\nmodel = "{model}"\ndtype = "float32"\nsystem = "tests.teams:SteadyTeam"\n'
         f'runs = "{folder}/runs"\n'
-        f"steps = {STEPS}\nseed = 3\nsave_every = 2\n[sampler]\ntemperature = 1.0\nexact = true\n"
+        f"steps = {STEPS}\nseed = 3\nthreads = 1\nsave_every = 2\n[sampler]\ntemperature = 1.0\nexact = true\n"
         f"[rollout]\nepisodes = {EPISODES}\n"
         "[learn]\nrank = 4\nlr = 1e-2\nfirst_layer = 1\n[evaluate]\nsamples = 0\n"
     )

@@ -53,6 +53,7 @@ def test_overrides_take_toml_values_and_bare_words(path: Path) -> None:
         (["steps=1.5"], r"steps: Expected `int`, got `float`"),
         (["learn.whiten=1"], r"learn.whiten: Expected `bool`, got `int`"),
         (["learn.targets=[1]"], r"learn.targets\[0\]: Expected `str`, got `int`"),
+        (["rollout.max_staleness=1"], r"rollout.max_staleness=1 lets episodes run while .*sampler.kind='local'"),
         (["steps=0"], r"steps: Expected `int` >= 1"),
         (["sampler.temperature=0"], r"sampler.temperature: Expected `float` > 0"),
         (["dtype=float8"], r"dtype: Invalid enum value 'float8'"),

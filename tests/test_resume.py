@@ -49,9 +49,9 @@ def test_killed_twenty_times_on_two_ranks(tiny_model: Path, tmp_path: Path) -> N
 
 
 def test_a_replay_learns_the_same_from_the_journal(untouched: Path, tmp_path: Path) -> None:
-    assert main(["replay", str(untouched), "threads=1", "--out", str(tmp_path / "same")]) == 0
+    assert main(["replay", str(untouched), "--out", str(tmp_path / "same")]) == 0
     assert_same_adapters(tmp_path / "same" / "adapters", untouched / "adapters")
-    assert main(["replay", str(untouched), "threads=1", "--coach", "rubric", "--out", str(tmp_path / "again")]) == 0
+    assert main(["replay", str(untouched), "--coach", "rubric", "--out", str(tmp_path / "again")]) == 0
     assert_same_adapters(tmp_path / "again" / "adapters", untouched / "adapters")
     check(tmp_path / "again")
 

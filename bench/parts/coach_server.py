@@ -4,8 +4,7 @@
 
 It prints its port on the first line of its output and ends with its standard input. Replies are verdicts; `POST
 /script` changes the script while it runs (the same names, as JSON); `GET /stats` says what it answered: replies per
-idempotency key, and the counts of each fault. `bench.coach` and the tests use it; tests/coach/test_server.py has the
-real client library talk to it.
+idempotency key, and the counts of each fault. `bench.coach` and the tests use it.
 """
 
 from __future__ import annotations
@@ -16,14 +15,20 @@ import hashlib
 import json
 import random
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter, deque
 from email.utils import formatdate
+from pathlib import Path
+from typing import Any
 
+import httpx
 import msgspec
 from aiohttp import web
 from msgspec import Struct
+
+ROOT = Path(__file__).resolve().parents[2]
 
 VERDICT = '{"evidence":["the code ran to its end"],"fault":"none","reason":"all that is required is there","score":8}'
 
@@ -39,6 +44,8 @@ class Script(Struct, kw_only=True, forbid_unknown_fields=True):
     """500."""
     hang: float = 0.0
     """No answer at all."""
+    hang_first: int = 0
+    """The first so many requests get none."""
     drop: float = 0.0
     """The connection is cut."""
     malformed: float = 0.0
@@ -71,7 +78,6 @@ MALFORMED = (
 
 class Endpoint:
     def __init__(self, script: Script) -> None:
-        self.in_flight = 0
         self.begin(script)
 
     def begin(self, script: Script) -> None:
@@ -81,6 +87,7 @@ class Endpoint:
         self.prompts: deque[bytes] = deque(maxlen=8)
         """The last requests' bodies, newest last."""
         self.tokens = 0
+        self.in_flight: set[int] = set()  # one of its own for every script: what hung under the last one stays there
         self.most_in_flight = 0
         self._random = random.Random(script.seed)
         self._replied = 0
@@ -94,12 +101,13 @@ class Endpoint:
         return app
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
-        self.in_flight += 1
-        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        in_flight = self.in_flight
+        in_flight.add(id(request))
+        self.most_in_flight = max(self.most_in_flight, len(in_flight))
         try:
             return await self._complete(request)
         finally:
-            self.in_flight -= 1
+            in_flight.discard(id(request))
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         script, body = self.script, await request.read()
@@ -115,6 +123,8 @@ class Endpoint:
                 fault = name
                 break
             draw -= share
+        if self.counts["requests"] <= script.hang_first:
+            fault = "hang"
         if fault:
             self.counts[fault] += 1
         if fault == "hang":
@@ -193,6 +203,41 @@ def _problem(status: int, message: str, code: str, retry_after: str = "") -> web
     headers = {"retry-after": retry_after} if retry_after else {}
     error = {"error": {"message": message, "type": code, "code": code, "param": None}}
     return web.json_response(error, status=status, headers=headers)
+
+
+class Server:
+    """The endpoint in a process of its own. A context manager.
+
+    >>> with Server(too_many=0.05) as server:
+    ...     config = ChatConfig(url=server.url, model="stand-in")
+    """
+
+    def __init__(self, **script: Any) -> None:
+        command = [sys.executable, "-m", "bench.parts.coach_server", "--script", json.dumps(script)]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT)
+        assert self._process.stdout is not None
+        port = self._process.stdout.readline().strip()
+        if not port:
+            raise RuntimeError(f"the stand-in endpoint did not start (exit status {self._process.wait()})")
+        self.address = f"http://127.0.0.1:{port}"
+        self.url = f"{self.address}/v1"
+        self.pid = self._process.pid
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.terminate()
+        self._process.communicate()
+
+    def script(self, **script: Any) -> None:
+        """Another script, and every count from zero."""
+        httpx.post(f"{self.address}/script", json=script).raise_for_status()
+
+    def stats(self) -> dict[str, Any]:
+        found: dict[str, Any] = httpx.get(f"{self.address}/stats", timeout=30).raise_for_status().json()
+        return found
 
 
 async def serve(script: Script) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from msgspec.structs import replace
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.utils import logging
@@ -39,10 +40,14 @@ class TinyModel:
 
 
 class Ours:
-    """One `Learner`; `budget` packed tokens go through at once, where it is not the default number."""
+    """One `Learner`; `budget` packed tokens go through at once, where it is not the default number. With `recompute`,
+    activations are not kept but computed again."""
 
-    def __init__(self, model: str, dtype: str, samples: Sequence[Sample], budget: int = 2048) -> None:
-        self.learner = Learner(settings(model, dtype, roles_of(samples), budget))
+    def __init__(
+        self, model: str, dtype: str, samples: Sequence[Sample], budget: int = 2048, recompute: bool = False
+    ) -> None:
+        config = settings(model, dtype, roles_of(samples), budget)
+        self.learner = Learner(replace(config, checkpoint_activations=recompute))
         self.samples = samples
         self.learner.logprobs(samples[:1])
 

@@ -144,11 +144,15 @@ async def open_workspace() -> Workspace:
 
 class Coach:
     name = "simulated@1"
+    stopped: str | None = None
 
     async def score(self, context: ActionContext) -> Verdict:
         action = context.action
         await asyncio.sleep(latency(f"{context.task.id}/{action.role}/{action.turn}").coach)
         return _SCORED
+
+    async def close(self) -> None:
+        pass
 
 
 def make_jobs(folder: Path, step: int, count: int) -> list[Job]:

@@ -49,6 +49,7 @@ class ChatClient:
         # above the transport (redirects, cookies, merging of headers) costs more than all of our own code.
         limits = httpx.Limits(max_connections=2 * config.concurrency)
         self._transport = httpx_aiohttp.AiohttpTransport(limits=limits, proxy=_proxy(config.url))
+        self._never_met = aiohttp.ClientConnectorError
         self._broken = (httpx.TransportError, aiohttp.ClientError, OSError)
         self._slots = Slots(config.concurrency)
         self._requests, self._tokens = Pace(config.requests_per_minute), Pace(config.tokens_per_minute)
@@ -216,9 +217,8 @@ class ChatClient:
             return Again(f"{config.url} sent a damaged answer: {self._key.redact(str(error))}", billed=True)
         except self._broken as error:
             what = self._key.redact(str(error)) or "connection lost"
-            return Again(
-                f"{config.url}: {type(error).__name__}: {what}", billed=not isinstance(error, httpx.ConnectError)
-            )
+            billed = not isinstance(error.__cause__ or error, self._never_met)  # refused: nobody was there to bill
+            return Again(f"{config.url}: {type(error).__name__}: {what}", billed=billed)
         return meaning(
             response.status_code,
             response.headers,

@@ -95,7 +95,7 @@ class EpisodeStage:
         self._recall = Recall(episode.id, recalled)
         self._actions: dict[int, Action] = {}
         self._scoring: list[asyncio.Task[None]] = []
-        self._said: dict[tuple[str, int], list[Message]] = {}  # what outside models go on from: they have no token ids
+        self._said: dict[tuple[str, int], list[Message]] = {}  # all that a role saw and wrote, by role and turn
         self._acting: set[asyncio.Task[object]] = set()
         self._busy = 0.0
         self._repaired = False
@@ -113,8 +113,9 @@ class EpisodeStage:
             raise TeamError(f"the system wants more than {self._rules.max_actions} actions (rollout.max_actions)")
         if after is not None and after.role != role.name:
             raise TeamError(f"role {role.name!r} cannot go on from an action of {after.role!r}; show it as a message")
-        said = [*(self._said[role.name, after.turn] if role.model and after is not None else []), *messages]
-        prompt = prompt_of(self._services.base, said, None if role.model else after)
+        said = [*(self._said[role.name, after.turn] if after is not None else []), *messages]
+        base = self._services.base  # an outside model goes on from messages: of what it wrote there are no tokens
+        prompt = prompt_of(base, said, None) if role.model else prompt_of(base, messages, after)
         ordinal, turn, known = self._recall.next(role, prompt, parallel=bool(self._acting))
         me = asyncio.current_task()
         assert me is not None
@@ -126,30 +127,29 @@ class EpisodeStage:
 
     async def _act(self, role: Role, asked: Asked, known: Entry | None, code: CodeOf | None) -> Action:
         ordinal, turn = asked.ordinal, asked.turn
+        # In `_actions` before anything is awaited: it is what the journal has, even if the deadline comes right then.
         if known is not None:
-            await asyncio.sleep(0)  # what began beside it begins beside it again
             self._began()
-            action = known.action
+            action = self._actions[ordinal] = known.action
+            await asyncio.sleep(0)  # what began beside it begins beside it again
         else:
-            action = await (self._ask_outside(role, asked) if role.model else self._generate(role, asked))
+            generate = self._ask_outside if role.model else self._generate
+            action = self._actions[ordinal] = await generate(role, asked)
             self._services.journal.add_action(self._episode.id, ordinal, action)
-        if role.model:
-            self._said[role.name, turn] = [*asked.messages, Message("assistant", action.text)]
-        self._actions[ordinal] = action  # as in the journal, even if a deadline comes while that is written
-        await self._services.journal.written()
-        observation = known.observation if known is not None else None
-        if observation is not None:
+            await self._services.journal.written()
+        self._said[role.name, turn] = [*asked.messages, Message("assistant", action.text)]
+        if known is not None and known.observation is not None:
+            observation = known.observation
             self.place.owe(observation)
         else:
-            with self._span("tool", role, turn) as span:
-                observation = await self._observe(role, action, code)
-            self._busy += span.seconds
+            observation = await self._observe(role, action, code)
+            action = replace(action, execution=observation.execution, evidence=observation.evidence)
+            self._actions[ordinal] = action
             self._services.journal.add_result(self._episode.id, ordinal, observation)
-        action = replace(action, execution=observation.execution, evidence=observation.evidence)
-        self._actions[ordinal], self._files = action, observation.files
-        await self._services.journal.written()
+            await self._services.journal.written()
+        self._files = observation.files
         if action.verdict is None and self._rules.score:
-            context = context_of(self.task, role, ordinal, self._actions, observation)
+            context = context_of(self.task, role, ordinal, self._actions, observation, asked.messages)
             self._scoring.append(asyncio.create_task(self._score(ordinal, context)))
         return action
 
@@ -243,11 +243,13 @@ class EpisodeStage:
 
     async def _observe(self, role: Role, action: Action, code: CodeOf | None) -> Observation:
         """Run its code, and measure what it left."""
-        workspace = await self.place.workspace()
         found = code(action.text) if code is not None else None
-        execution = await workspace.run(found) if found is not None else None
-        action = replace(action, execution=execution)
-        evidence = await inspect(self.task, role, workspace, self._services.open_workspace, action)
+        with self._span("tool", role, action.turn) as span:
+            workspace = await self.place.workspace()
+            execution = await workspace.run(found) if found is not None else None
+            action = replace(action, execution=execution)
+            evidence = await inspect(self.task, role, workspace, self._services.open_workspace, action)
+        self._busy += span.seconds
         return Observation(code=found, execution=execution, evidence=evidence, files=dict(workspace.files()))
 
     async def _score(self, ordinal: int, context: ActionContext) -> None:
@@ -273,20 +275,28 @@ class Asked(Struct, frozen=True):
     turn: int
     prompt: tuple[int, ...]
     messages: Sequence[Message]
-    """All that an outside model is shown."""
+    """All that the role sees."""
 
 
 def context_of(
-    task: Task, role: Role, ordinal: int, actions: Mapping[int, Action], observation: Observation
+    task: Task,
+    role: Role,
+    ordinal: int,
+    actions: Mapping[int, Action],
+    observation: Observation,
+    messages: Sequence[Message] = (),
 ) -> ActionContext:
-    """What the coach is shown of an episode's action; the same while it happens and when it is scored again later."""
-    earlier = [actions[place] for place in sorted(actions) if place < ordinal]
+    """What the coach is shown of an episode's action; the same while it happens and when it is scored again later, but
+    for the `messages` it saw, of which the journal has the tokens alone."""
+    earlier = tuple(actions[place] for place in sorted(actions) if place < ordinal)
     return ActionContext(
         task=task,
         role=role,
         action=replace(actions[ordinal], verdict=None),
         files=observation.files,
         upstream={action.role: action.evidence.success for action in earlier if action.evidence is not None},
+        messages=tuple(messages),
+        earlier=earlier,
     )
 
 

@@ -11,14 +11,15 @@ from types import TracebackType
 from msgspec import Struct
 from msgspec.structs import replace
 
-from mappa.coach import load_coach
+from mappa.coach import Coach, load_coach
 from mappa.config import Config
 from mappa.errors import ConfigError
-from mappa.journal import Journal, Span
+from mappa.journal import Journal, Span, read_episodes
 from mappa.model.base import Base
 from mappa.model.lora import Adapter, RoleLinear, Router
 from mappa.rollout.budget import Budget, WorkLeft
 from mappa.rollout.published import Published
+from mappa.rollout.purchases import JournalStore
 from mappa.rollout.scheduler import Batch, Count, Job, Scheduler
 from mappa.rollout.stage import Rules, Services
 from mappa.rollout.thread import LoopThread
@@ -142,15 +143,17 @@ class Team:
         outside = self._open_outside()
         meter = asyncio.create_task(self._lag.measure())
         self._stack.callback(meter.cancel)
-        self._scheduler = Scheduler(self._system, self._services(outside))
+        coach = load_coach(self._config.coach, store=JournalStore(self._journal), episodes=read_episodes)
+        self._stack.push_async_callback(coach.close)
+        self._scheduler = Scheduler(self._system, self._services(coach, outside))
         self._stack.push_async_callback(self._scheduler.close)
 
-    def _services(self, outside: Mapping[str, OutsideModel]) -> Services:
+    def _services(self, coach: Coach, outside: Mapping[str, OutsideModel]) -> Services:
         settings = self._config.rollout
         return Services(
             base=self._base,
             sampler=self._sampler,
-            coach=load_coach(self._config.coach),
+            coach=coach,
             journal=self._journal,
             open_workspace=self._sandbox.workspace,
             timeline=self.timeline,

@@ -1,7 +1,6 @@
 """Ten episodes in which it matters whom a coach blames, each with the evidence that its verdicts hang on.
 
-What the rubric coach gives, at once and in retrospect, is exact. What a model may say is in replies/ (written by hand,
-in the forms in which models answer).
+What the rubric coach gives, at once and in retrospect, is exact.
 """
 
 from __future__ import annotations
@@ -114,10 +113,11 @@ def missing(name: str) -> str:
     return f"FileNotFoundError: [Errno 2] No such file or directory: '{name}'"
 
 
-def victim_analyst(score: float = 3.0, *, of: str, **changes: object) -> Step:
+def victim_analyst(*, of: str) -> Step:
+    """The analyst whose code dies of what it was left, a missing file or an exception."""
     exception = missing(of) if of.endswith(".pkl") else of
     return Step(
-        ANALYST, score, score, text="```python\nmodel = pd.read_pickle('model.pkl')\n```", outcome="error",
+        ANALYST, 3.0, 3.0, text="```python\nmodel = pd.read_pickle('model.pkl')\n```", outcome="error",
         exception=exception, makes=(), facts=nothing(ANALYST), fault="submission.csv missing", hangs_on="upstream",
     )  # fmt: skip
 

@@ -82,7 +82,7 @@ class Rig:
 
     @asynccontextmanager
     async def bare(self, **settings: Any) -> AsyncIterator[SGLangSampler]:
-        config = SGLangConfig(**{"health_interval": 0.1, "health_timeout": 0.5, "start_timeout": 20.0, **settings})
+        config = SGLangConfig(**{"health_interval": 0.1, "health_timeout": 0.5, "start_timeout": 60.0, **settings})
         opening = SGLangSampler.open(
             self.base, self.layers, config, self.launch, SumCanary(), logs=self.logs, notice=self.notices.append
         )
@@ -115,7 +115,7 @@ def ask(sampler: SGLangSampler, role: str, id: str, prompt: tuple[int, ...] = PR
     return asyncio.create_task(sampler.generate(prompt, f"{role}@1", params(), id))
 
 
-async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - of another thread or process, which sets no event here
             await asyncio.sleep(0.01)

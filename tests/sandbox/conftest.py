@@ -136,6 +136,7 @@ def on_tiers(*names: str) -> list[Any]:
 def any_lab(request: pytest.FixtureRequest, open_lab: Callable[..., Lab]) -> Iterator[Lab]:
     """Each tier that isolates; whatever the test ran is gone at its end."""
     made = open_lab(_with_tier(request.param))
+    assert made.tier == request.param, made.sandbox.report.describe()
     before = descendants(os.getpid())
     yield made
     assert eventually(lambda: descendants(os.getpid()) <= before), "processes were left behind"

@@ -39,7 +39,8 @@ async def _kill_the_server_at_work(before: set[int]) -> None:
     async with asyncio.timeout(30):
         while True:
             await asyncio.sleep(0.1)
-            for server in _servers(os.getpid()):
+            # The server is the one with most below it: where it forks, what it forked has its command line.
+            for server in sorted(_servers(os.getpid()), key=lambda pid: -len(descendants(pid))):
                 if server not in before and descendants(server):
                     before |= {server, *descendants(server)}
                     os.kill(server, signal.SIGKILL)

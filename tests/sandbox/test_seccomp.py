@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from mappa.sandbox.server.seccomp import ABSENT, ALLOW, AUDIT_ARCH, DENIED, DENY, KILL, program
+from mappa.sandbox.server.seccomp import (
+    ABSENT,
+    ALLOW,
+    AUDIT_ARCH,
+    DENIED,
+    DENY,
+    IGNORE,
+    IGNORED,
+    KILL,
+    OTHERS,
+    program,
+)
 
 MACHINES = ["x86_64", "aarch64"]
 CLONE = {"x86_64": 56, "aarch64": 220}
@@ -16,12 +27,12 @@ SOCKETPAIR = {"x86_64": 53, "aarch64": 199}
 IOCTL = {"x86_64": 16, "aarch64": 29}
 
 
-def verdict(machine: str, number: int, *arguments: int, arch: int | None = None) -> int:
+def verdict(machine: str, number: int, *arguments: int, arch: int | None = None, shared: bool = False) -> int:
     """What the filter says to a call: classic BPF, the instructions it uses."""
     data = struct.pack(
         "IIQ6Q", number, AUDIT_ARCH[machine] if arch is None else arch, 0, *[*arguments, 0, 0, 0, 0, 0, 0][:6]
     )
-    code = list(struct.iter_unpack("HBBI", program(machine)))
+    code = list(struct.iter_unpack("HBBI", program(machine, shared=shared)))
     at = accumulator = 0
     while True:
         kind, yes, no, operand = code[at]
@@ -71,6 +82,19 @@ def test_calls_with_arguments(machine: str) -> None:
 
 
 @pytest.mark.parametrize("machine", MACHINES)
+def test_among_other_processes_more_is_denied_and_some_ignored(machine: str) -> None:
+    column = MACHINES.index(machine)
+    for calls, wanted in ((DENIED | OTHERS, DENY), (IGNORED, IGNORE)):
+        for numbers in calls.values():
+            assert numbers[column] < 0 or verdict(machine, numbers[column], shared=True) == wanted
+    for number in ((302, 261)[column], (203, 122)[column]):  # prlimit64, sched_setaffinity
+        assert verdict(machine, number, 0, shared=True) == ALLOW
+        assert verdict(machine, number, 1234, shared=True) == DENY
+        assert verdict(machine, number, 1234) == ALLOW
+    assert verdict(machine, CLONE[machine], 17, shared=True) == ALLOW
+
+
+@pytest.mark.parametrize("machine", MACHINES)
 def test_unknown_numbers_and_other_architectures(machine: str) -> None:
     for number in (457, 600, 0x4000_0000, 0x4000_0000 + 41, 0xFFFF_FFFF):
         assert verdict(machine, number) == ABSENT
@@ -90,7 +114,7 @@ def test_numbers_are_those_of_the_kernels_headers(machine: str, header: str) -> 
     if not Path(header).exists():
         pytest.skip("the kernel's headers are not installed")
     known = dict(re.findall(r"#define __NR_(\w+)\s+(\d+)", Path(header).read_text()))
-    for name, numbers in DENIED.items():
+    for name, numbers in (DENIED | OTHERS | IGNORED).items():
         number = numbers[MACHINES.index(machine)]
         if name in known or number >= 0:
             assert known.get(name, str(number)) == str(number), name

@@ -167,6 +167,27 @@ def test_a_masked_proc_is_named() -> None:
     assert "systempaths=unconfined" in told.stdout
 
 
+SUITE = [
+    "tests/sandbox/test_attacks.py",
+    *(
+        f"tests/sandbox/test_lifecycle.py::test_{name}"
+        for name in ("server_killed_once_the_execution_is_tried_again", "trainer_killed_takes_everything_along")
+    ),
+    *(
+        f"tests/sandbox/test_programs.py::test_{name}"
+        for name in (
+            "threads_and_processes",
+            "multiprocessing",
+            "joblib_runs_one_after_the_other_on_landlock",
+            "a_figure_is_drawn_to_a_file",
+            "fifty_megabytes_in_and_out",
+            "files_created_changed_and_deleted",
+        )
+    ),
+]
+"""What does not depend on who starts it."""
+
+
 @needs_root
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
@@ -181,7 +202,7 @@ def test_a_masked_proc_is_named() -> None:
 def test_the_attacks_are_stopped_elsewhere_too(tier: str, user: int | None) -> None:
     """Landlock, which other tests leave out; and each tier where an ordinary user starts it."""
     told = run_elsewhere(
-        *["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/sandbox/test_attacks.py"],
+        *["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *SUITE],
         user=user,
         environment={"MAPPA_TEST_TIERS": tier, "PYTHONDONTWRITEBYTECODE": "1"},
         cwd=str(REPOSITORY),

@@ -5,6 +5,8 @@ server      one server's life: brought up, proven, watched, lost, brought up aga
 process     servers of our own as child processes; guard ends them with the trainer
 wire        SGLang's HTTP interface
 weights     adapters as servers take them
-canary      the proof that a server computes what the learner does
+answers     requests before they are sent, answers as generations
+canary      what the learner says of a known prompt
+proof       that a server agrees with it, with an adapter and without
 routing     which server a request goes to
 """

@@ -1,4 +1,4 @@
-"""The proof that a server computes what the learner computes: the log-probs of a known prompt."""
+"""What the learner says of a known prompt: a server that says the same computes the same."""
 
 from __future__ import annotations
 

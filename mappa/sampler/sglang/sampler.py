@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import math
 import os
 import secrets
 import time
@@ -30,14 +29,15 @@ from mappa.errors import AdapterError, SamplerError, ServerError
 from mappa.model.base import Base
 from mappa.model.lora import Adapter, RoleLinear, check_adapter
 from mappa.sampler import adapter_name
+from mappa.sampler.sglang.answers import Answers
 from mappa.sampler.sglang.canary import Canary
 from mappa.sampler.sglang.process import Launch, check_python, count
+from mappa.sampler.sglang.proof import Proof
 from mappa.sampler.sglang.routing import blocks_of, choose
 from mappa.sampler.sglang.server import Server, Shared
 from mappa.sampler.sglang.weights import Published, Shelf, copied, rank_of, tensor_request
-from mappa.sampler.sglang.wire import Refused, Reply, Unreachable
-from mappa.sampler.stopping import stops_at
-from mappa.types import FinishReason, Generation, SamplingParams
+from mappa.sampler.sglang.wire import Refused, Unreachable
+from mappa.types import Generation, SamplingParams
 
 _ATTEMPTS = 4
 """Servers that may fail a request before it is given up: it may be what makes them fail."""
@@ -82,8 +82,7 @@ class SGLangSampler:
         self._run = f"{os.getpid():x}{secrets.token_hex(4)}"
         self._scale = next(iter(layers.values())).scale
         self._shelf = Shelf(self._run) if self._loads_folders() else None
-        self._end_ids = tuple(sorted(base.end_ids))
-        self._pieces: dict[int, str] = {}
+        self._answers = Answers(base, launch.max_context)
         self._live: dict[str, Published] = {}
         self._names: set[str] = set()  # ever used
         self._retired: set[str] = set()
@@ -135,7 +134,10 @@ class SGLangSampler:
     ) -> Generation:
         """Sample one continuation (see `Sampler.generate`), on another server where one is lost. Raises ServerError
         when none is left."""
-        self._check(prompt_ids, adapter, params, request_id)
+        if adapter not in self._live or adapter in self._retired:
+            served = sorted(set(self._live) - self._retired)
+            raise AdapterError(f"request {request_id}: adapter {adapter!r} is not served; served: {served}")
+        self._answers.check(prompt_ids, params, request_id)
         request = _Request(request_id, adapter)
         self._begin(request)
         try:
@@ -168,7 +170,6 @@ class SGLangSampler:
         faults = [fault for fault in results if fault is not None]
         if faults and len(faults) == len(servers):
             del self._live[name]
-            await asyncio.gather(*(server.unload_adapter(published) for server in servers if server.up))
             await asyncio.to_thread(published.forget)
             raise AdapterError("; ".join(str(fault) for fault in faults))
         for server, fault in zip(servers, results, strict=True):
@@ -204,13 +205,17 @@ class SGLangSampler:
     async def _start(self) -> None:
         ids, scores = await self._canary.score(None, None)
         probe = list(self._base.tokenizer(_PROBE, add_special_tokens=False)["input_ids"])
-        shared = Shared(
-            config=self._config,
+        proof = Proof(
             launch=self._launch,
+            seeded=self._config.seeded,
+            tokenizer_probe=(_PROBE, probe),
             base_canary=(ids, scores),
             tolerance=self._canary.tolerance,
-            tokenizer_probe=(_PROBE, probe),
             run=self._run,
+        )
+        shared = Shared(
+            config=self._config,
+            proof=proof,
             logs=self._logs,
             live=self._live,
             ports=set(),
@@ -274,7 +279,7 @@ class SGLangSampler:
             rid = f"{self._run}/{request.id}!{published.served}!{next(self._numbers)}."
             request.at = (server, rid)
             try:
-                reply = await server.generate(prompt, published, params, self._end_ids, rid)
+                reply = await server.generate(prompt, published, params, self._answers.end_ids, rid)
             except Unreachable as error:
                 trouble = error
                 continue
@@ -288,7 +293,7 @@ class SGLangSampler:
                 request.at = None
             if reply.meta_info.id != rid:
                 raise SamplerError(f"request {request.id}: {server.name} answered another one, {reply.meta_info.id}")
-            generation = self._read(reply, params, request)
+            generation = self._answers.read(reply, params, request.id)
             if generation.finish_reason != "abort" or request.aborted.is_set():
                 return generation
             trouble = Unreachable(f"{server.name} ended it by itself")
@@ -305,44 +310,6 @@ class SGLangSampler:
                 raise ServerError(f"request {request.id}: every server is lost for good: {reasons}")
             await self._wait_for_news(request.aborted)
         return None
-
-    def _read(self, reply: Reply, params: SamplingParams, request: _Request) -> Generation:
-        """The tokens up to where the text ends by the same rule as the local sampler's."""
-        found = reply.meta_info.output_token_logprobs
-        finish = reply.meta_info.finish_reason
-        ids = [token for _, token, _ in found]
-        logprobs = [math.nan if logprob is None else logprob for logprob, _, _ in found]
-        if not all(map(math.isfinite, logprobs)):
-            raise SamplerError(f"request {request.id}: a log-prob of its answer is not a finite number")
-        reason: FinishReason = "stop"
-        stop = stops_at(params.stop, [self._piece(token) for token in ids]) if params.stop else None
-        if stop is not None:
-            ids, logprobs = ids[:stop], logprobs[:stop]
-        elif finish is None or finish.type == "abort":
-            reason = "abort"
-        elif finish.type == "length" and ids[-1:] and ids[-1] not in self._base.end_ids:
-            reason = "length"
-        return Generation(output_ids=tuple(ids), logprobs=tuple(logprobs), finish_reason=reason)
-
-    def _piece(self, token: int) -> str:
-        if token not in self._pieces:
-            self._pieces[token] = self._base.text((token,))
-        return self._pieces[token]
-
-    def _check(self, prompt_ids: tuple[int, ...], adapter: str, params: SamplingParams, request_id: str) -> None:
-        if adapter not in self._live or adapter in self._retired:
-            served = sorted(set(self._live) - self._retired)
-            raise AdapterError(f"request {request_id}: adapter {adapter!r} is not served; served: {served}")
-        # A token outside of the vocabulary does not fail at the server: it kills it.
-        if not prompt_ids or min(prompt_ids) < 0 or max(prompt_ids) >= self._base.vocabulary:
-            raise SamplerError(
-                f"request {request_id}: the prompt is empty or has ids outside 0..{self._base.vocabulary - 1}"
-            )
-        if params.max_tokens < 1 or len(prompt_ids) + params.max_tokens > self._launch.max_context:
-            raise SamplerError(
-                f"request {request_id}: {len(prompt_ids)} prompt tokens and {params.max_tokens} to write do not fit "
-                f"sampler.max_context={self._launch.max_context}"
-            )
 
     def _begin(self, request: _Request) -> None:
         if not self._open:

@@ -17,8 +17,8 @@ from msgspec import Struct
 
 from mappa.config import SGLangConfig
 from mappa.errors import AdapterError, ServerError
-from mappa.sampler.sglang.canary import distance
-from mappa.sampler.sglang.process import Launch, ServerProcess
+from mappa.sampler.sglang.process import ServerProcess
+from mappa.sampler.sglang.proof import CONTROL_SECONDS, Proof
 from mappa.sampler.sglang.routing import Prefixes
 from mappa.sampler.sglang.weights import Published
 from mappa.sampler.sglang.wire import Client, Refused, Reply, Unreachable
@@ -26,23 +26,13 @@ from mappa.types import SamplingParams
 
 T = TypeVar("T")
 _POLL_SECONDS = 0.5
-_CONTROL_SECONDS = 120.0
-"""How long loading, unloading, scoring and the like may take."""
 
 
 class Shared(Struct, frozen=True, kw_only=True):
     """What all servers of a sampler have in common."""
 
     config: SGLangConfig
-    launch: Launch
-    base_canary: tuple[tuple[int, ...], tuple[float, ...]]
-    """A prompt and what the learner says of it without an adapter."""
-    tolerance: float
-    """How far a server's log-probs may lie from the learner's, mean nats."""
-    tokenizer_probe: tuple[str, list[int]]
-    """A text and its tokens by the learner's tokenizer."""
-    run: str
-    """Begins every request id and ends every adapter name of this run on servers that others may use too."""
+    proof: Proof
     logs: Path
     live: Mapping[str, Published]
     """Adapters that are published and not retired, by name."""
@@ -116,23 +106,27 @@ class Server:
         if self._url is not None:
             with contextlib.suppress(Unreachable, Refused):
                 for name in self._shared.live.values():
-                    await self.client.unload(name.served, _CONTROL_SECONDS)
+                    await self.client.unload(name.served, CONTROL_SECONDS)
             await self.client.close()
         await self._end_process()
 
     async def load_adapter(self, published: Published) -> None:
         """Load an adapter and see that its canary sings. Raises Unreachable, or AdapterError where it does not."""
         try:
-            await self._or_lost(published.load(self.client, _CONTROL_SECONDS))
+            await self._or_lost(published.load(self.client, CONTROL_SECONDS))
         except Refused as error:
             raise AdapterError(f"{self.name} refuses adapter {published.name!r}: {error}") from None
-        await self._or_lost(self._prove(published))
+        try:
+            await self._or_lost(self._prove(published))
+        except AdapterError:
+            await self.unload_adapter(published)
+            raise
 
     async def unload_adapter(self, published: Published) -> None:
         """Take an adapter away that no request uses. A server that cannot do so is looked at."""
         self.loaded.discard(published.name)
         try:
-            await self._or_lost(self.client.unload(published.served, _CONTROL_SECONDS))
+            await self._or_lost(self.client.unload(published.served, CONTROL_SECONDS))
         except (Unreachable, Refused) as error:
             self.suspect(f"could not unload {published.name}: {error}")
 
@@ -159,7 +153,7 @@ class Server:
 
     async def abort(self, rid: str) -> None:
         with contextlib.suppress(Unreachable, Refused):  # a lost server's requests are over anyway
-            await self.client.abort(rid, _CONTROL_SECONDS)
+            await self.client.abort(rid, CONTROL_SECONDS)
 
     def suspect(self, why: str) -> None:
         """Route nothing here until its health has been looked at."""
@@ -179,8 +173,7 @@ class Server:
                 if self._url is None:
                     await self._start_process()
                 await self._until_healthy()
-                await self._check_facts()
-                await self._prove_base()
+                await self._shared.proof.of_server(self.client, self.name)
                 await self._load_missing()
         except TimeoutError:
             seconds = self._config.start_timeout
@@ -200,7 +193,7 @@ class Server:
     async def _start_process(self) -> None:
         log = self._shared.logs / f"sglang-{self._number}.log"
         self._process = await ServerProcess.start(
-            self._config, self._shared.launch, self._number, log, self._shared.ports, self._alarm.set
+            self._config, self._shared.proof.launch, self._number, log, self._shared.ports, self._alarm.set
         )
         self._client = Client(self._process.url)
 
@@ -210,73 +203,20 @@ class Server:
                 raise ServerError(f"{self.name} ended while it came up. {self._last_words()}")
             await asyncio.sleep(_POLL_SECONDS)
 
-    async def _check_facts(self) -> None:
-        """Refuse a server that cannot do what this run needs, or that has another tokenizer."""
-        facts, launch = await self.client.facts(_CONTROL_SECONDS), self._shared.launch
-        if facts.enable_lora is False:
-            raise ServerError(f"{self.name} was started without LoRA; start it with --enable-lora")
-        if facts.dp_size != 1:
-            raise ServerError(
-                f"{self.name} has dp_size={facts.dp_size}, with which SGLang loads no adapters at run time; start one "
-                "server per data-parallel rank and give all their URLs"
-            )
-        if facts.max_lora_rank is not None and facts.max_lora_rank < launch.rank:
-            raise ServerError(
-                f"{self.name} takes adapters up to rank {facts.max_lora_rank}, learn.rank is {launch.rank}; start it "
-                f"with --max-lora-rank {launch.rank} or set learn.rank"
-            )
-        if facts.context_length is not None and facts.context_length < launch.max_context:
-            raise ServerError(
-                f"{self.name} has a context of {facts.context_length} tokens, sampler.max_context asks for "
-                f"{launch.max_context}; start it with --context-length {launch.max_context} or set sampler.max_context"
-            )
-        if self._config.seeded and not facts.enable_deterministic_inference:
-            raise ServerError(
-                f"{self.name} ignores seeds, and sampler.sglang.seeded asks for them; start it with "
-                "--enable-deterministic-inference"
-            )
-        text, ours = self._shared.tokenizer_probe
-        theirs = await self.client.tokenize(text, _CONTROL_SECONDS)
-        if theirs != ours:
-            raise ServerError(
-                f"{self.name} has another tokenizer than {launch.model}: it reads {text!r} as {theirs[:8]}..., not "
-                f"{ours[:8]}...; start it with --model-path {launch.model}"
-            )
-
-    async def _prove_base(self) -> None:
-        ids, expected = self._shared.base_canary
-        gap, allowed = distance(expected, await self._score(ids, None)), self._shared.tolerance
-        if gap > allowed:
-            raise ServerError(
-                f"{self.name} serves another base than {self._shared.launch.model}: log-probs of a known prompt differ "
-                f"by {gap:.2g} nats on average, {allowed:.2g} are allowed "
-                "(sampler.sglang.canary_tolerance); start it with this model in this dtype"
-            )
-
-    async def _prove(self, published: Published) -> None:
-        """See that what it serves under this name is this adapter. Raises AdapterError."""
-        found = await self._score(published.canary_ids, published.served)
-        gap, allowed = distance(published.canary, found), self._shared.tolerance
-        if gap > allowed:
-            raise AdapterError(
-                f"{self.name} does not serve adapter {published.name!r} as the learner has it: log-probs of its canary "
-                f"differ by {gap:.2g} nats on average, {allowed:.2g} are allowed; nothing is routed to it"
-            )
-        self.loaded.add(published.name)
-
-    async def _score(self, ids: tuple[int, ...], served: str | None) -> list[float]:
-        return await self.client.score(ids, served, f"{self._shared.run}/canary!{served}.", _CONTROL_SECONDS)
-
     async def _load_missing(self) -> None:
         """Load what is published. Versions published meanwhile are loaded too: between the last look at what is
         missing and being up there is no await."""
-        present = await self.client.adapters(_CONTROL_SECONDS)
+        present = await self.client.adapters(CONTROL_SECONDS)
         while missing := [one for name, one in self._shared.live.items() if name not in self.loaded]:
             for published in missing:
                 if published.served in present:
                     await self._prove(published)
                 else:
                     await self.load_adapter(published)
+
+    async def _prove(self, published: Published) -> None:
+        await self._shared.proof.of_adapter(self.client, self.name, published)
+        self.loaded.add(published.name)
 
     async def _watch(self) -> str:
         """Return, with the reason, when the server is lost."""

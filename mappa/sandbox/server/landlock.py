@@ -53,8 +53,9 @@ _ABSTRACT_SOCKETS, _SIGNALS = 1, 2
 
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _FACTS = ("cpuinfo", "meminfo", "stat", "loadavg", "uptime")
-_OWN_FACTS = ("auxv", "cmdline", "comm", "environ", "fd", "io", "limits", "maps", "mem", "oom_score_adj", "smaps")
-_OWN_FACTS += ("smaps_rollup", "stat", "statm", "status")  # not net, nor task, which leads to it: that is the host's
+# Of /proc/self: not net, nor task, which leads to it, since that is the host's.
+_OWN_FACTS = ("auxv", "cmdline", "comm", "environ", "fd", "io", "limits")
+_OWN_MEMORY = ("maps", "mem", "oom_score_adj", "smaps", "stat", "statm", "status")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -136,7 +137,7 @@ class Landlock(HostFolders):
         domain = Domain(files=True)
         for path in self._shown:
             domain.allow(os.path.realpath(path), _READ)
-        for name in (*_FACTS, *(f"self/{fact}" for fact in _OWN_FACTS)):
+        for name in (*_FACTS, *(f"self/{fact}" for fact in (*_OWN_FACTS, *_OWN_MEMORY))):
             domain.allow(f"/proc/{name}", _READ)
         for path in _DEVICES:
             domain.allow(path, _READ_FILE | _WRITE_FILE)
