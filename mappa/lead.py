@@ -121,11 +121,15 @@ class Lead:
         return True
 
     def roll_out(self, step: int, parts: int) -> Sequence[list[Sample] | None]:
-        """The episodes of one step, as samples divided among the ranks; Nones if the run was asked to stop.
+        """The episodes of one step, as samples divided among the ranks; Nones if the run was asked to stop or its coach
+        has stopped.
 
         Those of later steps are started too, as many as `rollout.max_staleness` lets run ahead.
         """
         settings = self.config.rollout
+        if (why := self.team.coach_stopped) is not None:
+            self.progress.note(f"the coach scores no more: {why}; the run stops here, what it learned is saved")
+            return [None] * parts
         self._rolling = self.team.timeline.now()
         self.progress.phase("rollouts", settings.episodes)
         while self._begun <= min(step + settings.max_staleness, self.config.steps - 1):

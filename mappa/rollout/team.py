@@ -11,7 +11,7 @@ from types import TracebackType
 from msgspec import Struct
 from msgspec.structs import replace
 
-from mappa.coach import Coach, load_coach
+from mappa.coach import load_coach
 from mappa.config import Config
 from mappa.errors import ConfigError
 from mappa.journal import Journal, Span, read_episodes
@@ -133,6 +133,11 @@ class Team:
         """Begin no further generation, from any thread: `finish` then returns None, soon."""
         self._thread.call(self._scheduler.drain)
 
+    @property
+    def coach_stopped(self) -> str | None:
+        """Why the coach scores no more (see `Coach.stopped`), or None."""
+        return self._coach.stopped
+
     def measure(self) -> Measured:
         """What happened since the last call."""
         return self._thread.run(self._measure())
@@ -143,17 +148,17 @@ class Team:
         outside = self._open_outside()
         meter = asyncio.create_task(self._lag.measure())
         self._stack.callback(meter.cancel)
-        coach = load_coach(self._config.coach, store=JournalStore(self._journal), episodes=read_episodes)
-        self._stack.push_async_callback(coach.close)
-        self._scheduler = Scheduler(self._system, self._services(coach, outside))
+        self._coach = load_coach(self._config.coach, store=JournalStore(self._journal), episodes=read_episodes)
+        self._stack.push_async_callback(self._coach.close)
+        self._scheduler = Scheduler(self._system, self._services(outside))
         self._stack.push_async_callback(self._scheduler.close)
 
-    def _services(self, coach: Coach, outside: Mapping[str, OutsideModel]) -> Services:
+    def _services(self, outside: Mapping[str, OutsideModel]) -> Services:
         settings = self._config.rollout
         return Services(
             base=self._base,
             sampler=self._sampler,
-            coach=coach,
+            coach=self._coach,
             journal=self._journal,
             open_workspace=self._sandbox.workspace,
             timeline=self.timeline,
