@@ -9,8 +9,7 @@
     Boston/private/reference/*.pkl          what a competent team would have left behind (see `repair`)
 
 The id is the first column of every table: whole numbers or text, each once. A folder that breaks a rule is a TaskError
-that names
-the task, the file and the fix; nothing is repaired in silence.
+that names the task, the file and the fix; nothing is repaired in silence.
 """
 
 from __future__ import annotations
@@ -203,7 +202,9 @@ def _check_ids(folder: Path, spec: TaskFile, tables: Tables) -> None:
             )
     expected = set(tables.test[spec.id_column])
     for name in ("public/sample_submission.csv", ANSWERS):
-        odd = sorted(expected.symmetric_difference(named[name][spec.id_column]), key=str)
+        odd = sorted(
+            expected.symmetric_difference(named[name][spec.id_column]), key=lambda one: (isinstance(one, str), one)
+        )
         if odd:
             _refuse(folder, f"{name} must have exactly test.csv's ids; {len(odd)} differ, the first is {odd[0]}")
 
