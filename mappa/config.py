@@ -121,7 +121,8 @@ class CoachConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         ),
     ] = "rubric"
     rubrics: Annotated[
-        tuple[str, ...], _doc("rubrics by name (data-science, dsbench, maths) or by path; the first that knows a role is used")
+        tuple[str, ...],
+        _doc("rubrics by name (data-science, dsbench, maths) or by path; the first that knows a role is used"),
     ] = ("data-science", "maths")
     chat: Annotated[ChatConfig, _doc("the endpoint of kind 'llm'")] = ChatConfig()
     member: Annotated[
