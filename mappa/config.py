@@ -29,8 +29,16 @@ class TasksConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Where the tasks come from."""
 
     source: Annotated[
-        str, _doc("'quickstart' (real tables from a package) or a folder that holds train/ and heldout/ task folders")
+        str,
+        _doc(
+            "'quickstart' or 'tabular' (real tables from a package), a folder that holds train/ and heldout/ task "
+            "folders, or dsbench:FOLDER, mlebench:FOLDER, jsonl:FILE, datasets:NAME?split=..., gym:GENERATOR?size=..."
+        ),
     ] = "quickstart"
+    heldout: Annotated[str, _doc("a source of its own for the held-out tasks; empty: the source's held-out part")] = ""
+    heldout_tasks: Annotated[int, _doc("tasks set aside for measuring where the source has no held-out part", ge=1)] = 8
+    train_tasks: Annotated[int, _doc("training tasks drawn from the source, kinds in proportion; 0 = all", ge=0)] = 0
+    seed: Annotated[int, _doc("decides what is set aside and drawn; the run's seed does not", ge=0)] = 0
 
 
 class SandboxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -113,7 +121,8 @@ class CoachConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         ),
     ] = "rubric"
     rubrics: Annotated[
-        tuple[str, ...], _doc("rubrics by name (data-science, maths) or by path; the first that knows a role is used")
+        tuple[str, ...],
+        _doc("rubrics by name (data-science, dsbench, maths) or by path; the first that knows a role is used"),
     ] = ("data-science", "maths")
     chat: Annotated[ChatConfig, _doc("the endpoint of kind 'llm'")] = ChatConfig()
     member: Annotated[
@@ -181,6 +190,17 @@ class SGLangConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     restarts: Annotated[int, _doc("failed starts in a row after which a server is given up", ge=0)] = 3
 
 
+class OutsideConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A model that plays a role from outside, behind an OpenAI-compatible chat endpoint."""
+
+    url: Annotated[str, _doc("base address of the endpoint, without /chat/completions")]
+    model: Annotated[str, _doc("the model's name as the endpoint knows it")]
+    key_env: Annotated[str, _doc("environment variable that holds the API key; empty: none is asked for")] = ""
+    timeout: Annotated[float, _doc("seconds one answer may take", gt=0)] = 120.0
+    attempts: Annotated[int, _doc("requests for one answer at most", ge=1)] = 4
+    concurrency: Annotated[int, _doc("requests in flight at most", ge=1)] = 16
+
+
 class SamplerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who generates, and how."""
 
@@ -234,6 +254,9 @@ class RolloutConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             ge=0,
         ),
     ] = 0
+    max_actions: Annotated[
+        int, _doc("actions an episode may have before it is counted as lost: a system that never ends is ended", ge=1)
+    ] = 64
 
 
 _Share = Annotated[float, Meta(ge=0, le=1)]
@@ -373,6 +396,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     sandbox: Annotated[SandboxConfig, _doc("where model-written code runs")] = SandboxConfig()
     coach: Annotated[CoachConfig, _doc("who scores actions")] = CoachConfig()
     sampler: Annotated[SamplerConfig, _doc("who generates")] = SamplerConfig()
+    outside: Annotated[
+        dict[str, OutsideConfig], _doc("models that play roles from outside, such as [outside.teacher] url = ...")
+    ] = msgspec.field(default_factory=dict)
     rollout: Annotated[RolloutConfig, _doc("the episodes of one step")] = RolloutConfig()
     learn: Annotated[LearnConfig, _doc("the update")] = LearnConfig()
     evaluate: Annotated[EvaluateConfig, _doc("measurement on held-out tasks")] = EvaluateConfig()

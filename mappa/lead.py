@@ -11,14 +11,14 @@ import msgspec
 
 from mappa.config import Config, available_cores, cache_home
 from mappa.errors import ConfigError
-from mappa.evaluate import Mode, evaluate
+from mappa.evaluate import Mode, evaluate, with_sources
 from mappa.interrupt import Interrupts
 from mappa.journal import Journal, Span
 from mappa.learn import Learner, LearnReport
 from mappa.learn.packing import split_by_cost
 from mappa.learn.report import peak_memory_gb
 from mappa.observe.curves import curves
-from mappa.observe.evaluation import EvaluationResult, evaluation_text
+from mappa.observe.evaluation import EvaluationResult, evaluation_text, paired_text
 from mappa.observe.metrics import Seconds, append_metrics, read_metrics
 from mappa.observe.progress import Progress
 from mappa.observe.scalars import Scalars
@@ -32,7 +32,7 @@ from mappa.rollout.stage import derive_seed
 from mappa.rollout.team import Team
 from mappa.run import Run, tasks_of_step
 from mappa.sampler.choice import check_sampler
-from mappa.systems import load_system
+from mappa.systems import adapters_of, load_system
 from mappa.tasks import prepare
 from mappa.types import Episode, Sample, Task
 
@@ -47,8 +47,8 @@ class Lead:
         self.run = run
         check_sampler(config)
         self.system = load_system(config.system)
-        self.roles = [role.name for role in self.system.roles]
-        self.tasks = prepare(config.tasks.source, cache_home())
+        self.roles = list(adapters_of(self.system))
+        self.tasks = prepare(config.tasks, cache_home())
         self.results: dict[tuple[Phase, Mode], EvaluationResult] = {}
         self.journal = stack.enter_context(Journal(run.journal, config))
         self._stack = stack
@@ -81,7 +81,7 @@ class Lead:
         )
         self.scalars = self._stack.enter_context(Scalars(self.run.folder / "tensorboard", learner.steps + 1))
         self.progress = self._stack.enter_context(Progress(self.config.steps, self.roles, done=learner.steps))
-        for line in self.run.notes:
+        for line in (*self.run.notes, *self.tasks.notes()):
             self.progress.note(line)
         self.team.publish(learner.steps, learner.adapters)
         self._begun = learner.steps
@@ -114,7 +114,7 @@ class Lead:
                 )
                 if result is None:
                     return False
-                replace_file(path, msgspec.json.encode(result))
+                replace_file(path, msgspec.json.encode(with_sources(result, self.tasks)))
             self.results[phase, mode] = msgspec.json.decode(path.read_bytes(), type=EvaluationResult)
         self.team.measure()  # a step's numbers begin with the step
         self._step_done = self.team.timeline.now()
@@ -235,7 +235,8 @@ class Lead:
     def _show(self, speed: str, picture: Path) -> None:
         for mode in ("greedy", "sampled"):
             if ("base", mode) in self.results:
-                self.progress.note(evaluation_text(self.results["base", mode], self.results["trained", mode]))
+                before, after = self.results["base", mode], self.results["trained", mode]
+                self.progress.note(f"{evaluation_text(before, after)}{paired_text(before, after)}")
         self.progress.note(speed)
         self.progress.note(f"adapters, summary.json and {picture.name} are in {self.run.folder}")
 

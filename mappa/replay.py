@@ -25,6 +25,7 @@ from mappa.observe.step import step_metrics
 from mappa.rollout.purchases import JournalStore
 from mappa.rollout.samples import samples_of
 from mappa.rollout.stage import context_of
+from mappa.run import learn_settings
 from mappa.systems import load_system
 from mappa.tasks import prepare
 from mappa.types import Episode, Task, Verdict
@@ -61,7 +62,7 @@ def rescored(
     steps: Sequence[list[Record]], config: Config, path: Path, say: Callable[[str], None]
 ) -> list[list[Record]]:
     """The same records with new verdicts, which are kept in a journal of their own."""
-    tasks = {task.id: task for task in prepare(config.tasks.source, cache_home()).train}
+    tasks = {task.id: task for task in prepare(config.tasks, cache_home()).train}
     with Journal(path, config) as journal:
         coach = load_coach(config.coach, store=JournalStore(journal), episodes=read_episodes)
         return asyncio.run(_score_all(steps, coach, config, tasks, journal, say))
@@ -139,16 +140,15 @@ def _learn(steps: Sequence[list[Record]], config: Config, out: Path, say: Callab
     from mappa.learn.packing import split_by_cost
 
     torch.set_num_threads(config.threads or available_cores())
-    roles = [role.name for role in load_system(config.system).roles]
-    settings = replace(config.learn, model=config.model, dtype=config.dtype, roles=tuple(roles), seed=config.seed)
+    settings = learn_settings(config)
     learner = Learner(settings, temperature=config.sampler.temperature, total_steps=config.steps, faults=out / "faults")
     for records in steps:
         episodes = [record.episode for record in records]
         samples = samples_of(episodes, group_by=config.learn.group_by)
-        report = learner.step(split_by_cost(samples, roles, 1)[0])
+        report = learner.step(split_by_cost(samples, settings.roles, 1)[0])
         metrics = step_metrics(episodes, report, Seconds(learn=report.seconds.get("step", 0.0)), 0)
         append_metrics(out / "metrics.jsonl", metrics)
         say(f"step {metrics.step}/{len(steps)}: {len(episodes)} episodes, {metrics.tokens_trained} action tokens")
-    for role in roles:
+    for role in settings.roles:
         learner.export(role, out / "adapters" / role)
     say(f"adapters are in {out / 'adapters'}")

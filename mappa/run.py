@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import IO
 
 import msgspec
+from msgspec.structs import replace
 
-from mappa.config import Config, config_from, differences
+from mappa.config import Config, LearnConfig, RoleLearnConfig, config_from, differences
 from mappa.errors import ConfigError, DiskError
 from mappa.learn import checkpoint
+from mappa.systems import adapters_of, frozen_adapters, load_system
 from mappa.types import Task
 
 _NEEDED_BYTES = 1 << 30
@@ -116,3 +118,19 @@ def _refuse_other(stamp: Path, config: Config, folder: Path) -> None:
         raise ConfigError(
             f"{folder} holds a run of another config:\n  {listed}\nrun with --fresh to start over, or set name=OTHER"
         )
+
+
+def learn_settings(config: Config) -> LearnConfig:
+    """The learner's settings as the run has them: its base, and the adapters of its system's roles."""
+    system = load_system(config.system)
+    own = {
+        name: replace(config.learn.role.get(name, RoleLearnConfig()), frozen=True) for name in frozen_adapters(system)
+    }
+    return replace(
+        config.learn,
+        model=config.model,
+        dtype=config.dtype,
+        roles=adapters_of(system),
+        role=config.learn.role | own,
+        seed=config.seed,
+    )

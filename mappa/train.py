@@ -15,8 +15,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msgspec.structs import replace
-
 from mappa.config import Config, available_cores, describe, load_config
 from mappa.errors import MappaError
 
@@ -80,12 +78,10 @@ def _save(learner: Learner, lead: Lead | None) -> None:
 def _start_learner(config: Config, lead: Lead | None) -> Learner:
     """The learner, at the run's last sound checkpoint if there is one. Collective."""
     from mappa.learn import Learner, checkpoint, ranks
-    from mappa.systems import load_system
+    from mappa.run import learn_settings
 
-    roles = tuple(role.name for role in load_system(config.system).roles)
-    settings = replace(config.learn, model=config.model, dtype=config.dtype, roles=roles, seed=config.seed)
     learner = Learner(
-        settings,
+        learn_settings(config),
         temperature=config.sampler.temperature,
         total_steps=config.steps,
         faults=Path(config.runs) / config.name / "faults",
@@ -122,13 +118,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("config", metavar="CONFIG", help="TOML file, such as configs/quickstart.toml")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="overrides, such as learn.lr=1e-4 seed=1")
     parser.add_argument("--fresh", action="store_true", help="start over: delete what the run's folder holds")
-    parser.add_argument(
-        "--unsafe", action="store_true", help="run model-written code WITHOUT isolation (sandbox.unsafe=true)"
-    )
+    parser.add_argument("--unsafe", action="store_true", help="run model-written code WITHOUT isolation")
+    parser.add_argument("--dry-run", action="store_true", help="load all but the weights; say what the run needs")
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    parser.add_argument("--ranks", type=int, default=world, help="with --dry-run: GPUs; default: this launch's")
+    parser.add_argument("--gpu-gb", type=float, default=80.0, help="with --dry-run: memory of a GPU, GB")
     options = parser.parse_args(arguments)
     overrides = [*options.overrides, *(["sandbox.unsafe=true"] if options.unsafe else [])]
     try:
-        finished = train(load_config(options.config, overrides), fresh=options.fresh)
+        config = load_config(options.config, overrides)
+        if options.dry_run:
+            from mappa.dryrun import dry_run
+
+            print(dry_run(config, ranks=options.ranks, gpu_gb=options.gpu_gb))
+            return 0
+        finished = train(config, fresh=options.fresh)
     except MappaError as error:
         print(f"mappa: {error}", file=sys.stderr, flush=True)
         return 2

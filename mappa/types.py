@@ -88,6 +88,18 @@ class Role(Struct, frozen=True, kw_only=True):
     max_tokens: int = 512
     stop: str | None = None
     """Regular expression over the text written so far; generation ends after the token that completes a match."""
+    adapter: str = ""
+    """The adapter it acts with and trains; roles that name the same one share it. Empty: one named as the role."""
+    frozen: bool = False
+    """Acts with its adapter, never changes it."""
+    model: str = ""
+    """An outside model that acts in its place, by its name in the config ([outside.NAME]): it has no adapter then, and
+    its actions are never trained on."""
+
+    @property
+    def plays(self) -> str:
+        """Name of the adapter it acts with; empty for a role that an outside model plays."""
+        return "" if self.model else self.adapter or self.name
 
 
 class SamplingParams(Struct, frozen=True, kw_only=True):
@@ -171,7 +183,8 @@ class Action(Struct, frozen=True, kw_only=True):
     role: str
     turn: int
     adapter: str
-    """Name and version that sampled it (`modeler@12`)."""
+    """Name and version that sampled it (`modeler@12`); `outside/NAME` where an outside model wrote it: its prompt is
+    in the base's tokens then, and of what it wrote no tokens are known."""
     prompt_ids: tuple[int, ...]
     """The full context, token for token as the model saw it."""
     output_ids: tuple[int, ...]

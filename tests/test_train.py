@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from mappa.config import load_config
+from mappa.errors import ConfigError
+from mappa.evaluate import adapters_folder
 from mappa.journal import read_episodes
 from mappa.learn.adapters import read_adapter
 from mappa.observe.metrics import read_metrics
@@ -84,6 +86,27 @@ def check_finished(folder: Path, model: Path, steps: int, episodes: int) -> None
         PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), path)
 
 
+def check_evaluation(folder: Path) -> None:
+    """A finished run is measured again: its base, and its last adapters beside that."""
+    for version in ("base", "trained"):
+        against = ["--against", str(folder / "evaluations/base-greedy.json")] if version == "trained" else []
+        command = [sys.executable, "-m", "mappa.evaluate", str(folder), "--greedy", "--version", version, *against]
+        result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, cwd=ROOT)
+        assert result.returncode == 0, result.stderr
+        assert "no held-out task shares its text" in result.stdout and "0 tasks of the source" in result.stdout
+        found = json.loads((folder / f"evaluations/{version}-greedy.json").read_bytes())
+        assert found["habits"].keys() == set(ROLES) and found["measures"]["submission"][0] <= 1
+    assert "success, paired over 10 tasks" in result.stdout and "sign-flip p" in result.stdout
+    again = json.loads((folder / "evaluation-base-greedy.json").read_bytes())
+    assert json.loads((folder / "evaluations/base-greedy.json").read_bytes())["tasks"] == again["tasks"]
+    measured = list(read_episodes(folder / "evaluation.sqlite", "trained"))  # the last measurement's journal
+    assert measured and all(action.verdict is None for e in measured for action in e.actions), "no coach has a part"
+    assert adapters_folder(folder, "1") == folder / "checkpoints/step-000001/adapters"
+    assert adapters_folder(folder, str(folder / "adapters")) == adapters_folder(folder, "trained")
+    with pytest.raises(ConfigError, match="keeps the checkpoints step-000001, step-000002"):
+        adapters_folder(folder, "77")
+
+
 def test_a_run_ends_and_a_finished_one_is_not_done_again(tiny_model: Path, tmp_path: Path) -> None:
     config = config_file(tmp_path, tiny_model)
     code, output = run(config)
@@ -93,6 +116,7 @@ def test_a_run_ends_and_a_finished_one_is_not_done_again(tiny_model: Path, tmp_p
     code, output = run(config)
     assert code == 0 and "continuing" in output, output
     assert (tmp_path / "runs" / "tiny" / "metrics.jsonl").read_bytes() == before
+    check_evaluation(tmp_path / "runs" / "tiny")
     code, output = run(config, "learn.lr=0.5")
     assert code == 2 and "learn.lr: 0.01 -> 0.5" in output and "--fresh" in output, output
 

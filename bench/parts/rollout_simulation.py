@@ -84,6 +84,12 @@ class Text:
     def prompt_ids(self, messages: list[Message]) -> tuple[int, ...]:
         return _PROMPT
 
+    def continued_ids(self, context: tuple[int, ...], messages: list[Message]) -> tuple[int, ...]:
+        return context + _PROMPT
+
+    def opening(self, prompt: tuple[int, ...]) -> str:
+        return ""
+
     def text(self, ids: tuple[int, ...]) -> str:
         return "pass"
 

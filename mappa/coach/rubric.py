@@ -32,8 +32,8 @@ Rules, in this order; the numbers are the rubric's `caps`:
 6. A required file is not there or does not load: at most 4, since nobody can go on from there.
 7. The part is not done, for whatever reason the task's checks found: at most 6, so that work that looks right but is of
    no use (tables of the wrong rows, text left in) never comes close to work that is.
-8. A metric that the task reports under a name the rubric has bands for (accuracy, auc, f1, rmse_of_range): at most what
-   its band allows, the lowest where there are several.
+8. A metric that the task reports under a name the rubric has bands for (those of `dsbench`: accuracy, auc, f1,
+   rmse_of_range): at most what its band allows, the lowest where there are several.
 9. A model that works but could not be graded, because X_test.pkl is another role's to make: half the metric's points,
    and rule 7 does not apply.
 

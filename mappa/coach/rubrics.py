@@ -1,6 +1,7 @@
 """Rubrics as data: what a score means, which caps the evidence sets, and the lines of the embedded coach.
 
-Those that come with mappa lie in data/rubrics/; a path to a TOML file of the same form takes one's own.
+Those that come with mappa lie in data/rubrics/; a path to a TOML file of the same form takes one's own. A rubric that
+`extends` another has all that it does not say itself from that one.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import tomllib
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -16,7 +18,7 @@ from mappa.errors import CoachError
 from mappa.types import Evidence, Fact, Role
 
 DATA = Path(__file__).parent / "data"
-SHIPPED = ("data-science", "maths")
+SHIPPED = ("data-science", "dsbench", "maths")
 
 
 class Line(Struct, frozen=True, forbid_unknown_fields=True):
@@ -106,13 +108,9 @@ class Rubric(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 def load_rubric(name: str) -> Rubric:
     """A rubric that comes with mappa, by name, or the one in the file at `name`. Raises CoachError naming the field
     that is missing or wrong."""
-    path = DATA / "rubrics" / f"{name}.toml" if name in SHIPPED else Path(name)
+    path = _place(name)
     try:
-        rubric = msgspec.convert(tomllib.loads(path.read_text()), Rubric)
-    except FileNotFoundError:
-        raise CoachError(f"no rubric at {path}; those that come with mappa are {', '.join(SHIPPED)}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise CoachError(f"rubric {path} is not a TOML file: {error}") from None
+        rubric = msgspec.convert(_read(path), Rubric)
     except msgspec.ValidationError as error:
         raise CoachError(f"rubric {path}: {error}") from None
     for part in rubric.parts:
@@ -121,3 +119,19 @@ def load_rubric(name: str) -> Rubric:
             whose = part.makes or ", ".join(part.roles)
             raise CoachError(f"rubric {path}: the lines of {whose} add up to {total:g}; they must add up to 10")
     return rubric
+
+
+def _place(name: str) -> Path:
+    return DATA / "rubrics" / f"{name}.toml" if name in SHIPPED else Path(name)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The file's content over that of the rubric it extends."""
+    try:
+        own = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise CoachError(f"no rubric at {path}; those that come with mappa are {', '.join(SHIPPED)}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise CoachError(f"rubric {path} is not a TOML file: {error}") from None
+    base = own.pop("extends", None)
+    return own if base is None else _read(_place(base)) | own

@@ -39,9 +39,33 @@ class Base:
         text = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def continued_ids(self, context: tuple[int, ...], messages: list[Message]) -> tuple[int, ...]:
+        """`context`, which ends with what the assistant wrote, as it is; then the end of its turn, `messages` and the
+        header of its next turn, as the chat template writes them.
+
+        Templates that leave reasoning out of past turns are not asked to: the context stays what the model saw. Raises
+        ModelError for a template that does not show an assistant's text at all.
+        """
+        place = "f3b1-what-was-written-9c07"
+        chat = [{"role": "user", "content": "."}, {"role": "assistant", "content": place}]
+        chat += [{"role": message.role, "content": message.content} for message in messages]
+        text = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        _, found, rest = text.partition(place)
+        if not found:
+            raise ModelError(
+                f"the chat template of {self.path!r} leaves past answers out; roles cannot go on from them"
+            )
+        new = tuple(self.tokenizer(rest, add_special_tokens=False)["input_ids"])
+        ended = bool(context) and context[-1] in self.end_ids and new[:1] == context[-1:]
+        return context + (new[1:] if ended else new)
+
     def text(self, ids: tuple[int, ...]) -> str:
         """What was written, without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def opening(self, prompt: tuple[int, ...]) -> str:
+        """`<think>` where the template itself opened the reasoning that the model then goes on with, else nothing."""
+        return "<think>" if self.text(prompt[-16:]).rstrip().endswith("<think>") else ""
 
 
 def choose_dtype(name: str) -> torch.dtype:

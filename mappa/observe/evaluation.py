@@ -11,8 +11,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-Share = tuple[float, float, float]
-"""A share between 0 and 1, and the low and high end of its interval."""
+from mappa.observe.measures import Share
+from mappa.observe.statistics import paired_difference
 
 
 class EvaluationResult(Struct, frozen=True, kw_only=True):
@@ -37,6 +37,14 @@ class EvaluationResult(Struct, frozen=True, kw_only=True):
     """Episodes that ended in an error; they count as failures."""
     repaired: int = 0
     """Actions that worked from reference artefacts. An evaluation repairs nothing, so anything but 0 is a fault."""
+    measures: dict[str, Share] = field(default_factory=dict)
+    """Metrics and pass@k by name (see measures.py)."""
+    habits: dict[str, dict[str, Share]] = field(default_factory=dict)
+    """Tool use, errors, truncation and length of each role."""
+    refused: int = 0
+    """Tasks of the source that could not be used."""
+    overlaps: tuple[str, ...] = ()
+    """Held-out tasks that share something with a training task, and what."""
 
 
 def evaluation_table(before: EvaluationResult, after: EvaluationResult | None = None) -> Table:
@@ -65,8 +73,48 @@ def _rows(before: EvaluationResult, after: EvaluationResult | None) -> Iterator[
     for role in before.roles:
         yield [f"  {role}", *_shares([result.roles[role] for result in results])]
     yield ["metric: baseline 0, reference 1", *_metrics([result.metric_mean for result in results])]
+    for name in dict.fromkeys(name for result in results for name in result.measures):
+        yield [name, *_numbers([result.measures.get(name) for result in results], percent=not name.startswith("norm"))]
+    for role in before.habits:
+        for name in before.habits[role]:
+            shares = [result.habits.get(role, {}).get(name) for result in results]
+            yield [f"  {role}: {name}", *_numbers(shares, percent=name != "tokens")]
     if any(result.lost for result in results):
         yield ["episodes lost, counted failed", *(str(result.lost) for result in results)]
+
+
+def paired_text(before: EvaluationResult, after: EvaluationResult) -> str:
+    """The change of the success rate over the tasks that both measured, with the paired test, in one line."""
+    shared = [name for name in before.tasks if name in after.tasks]
+    if not shared:
+        return "no task was measured both times, so there is nothing to compare"
+    ones, others = ([[result.tasks[name]] for name in shared] for result in (before, after))
+    gap, low, high, p = paired_difference(ones, others)
+    return (
+        f"success, paired over {len(shared)} tasks: {100 * gap:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}], "
+        f"sign-flip p = {p:.2g}"
+    )
+
+
+def contamination_text(result: EvaluationResult) -> str:
+    """What is known of overlaps between held-out and training tasks, a line each."""
+    if not result.overlaps:
+        return "no held-out task shares its text, a 13-gram, rows or columns with a training task"
+    return "\n".join([f"{len(result.overlaps)} held-out tasks overlap with training tasks:", *result.overlaps])
+
+
+def _numbers(shares: list[Share | None], *, percent: bool) -> list[str]:
+    scale, digits, unit = (100, 1, " %") if percent else (1, 2, "")
+    cells = [
+        "none"
+        if s is None
+        else f"{scale * s[0]:.{digits}f}{unit} [{scale * s[1]:.{digits}f}, {scale * s[2]:.{digits}f}]"
+        for s in shares
+    ]
+    if len(shares) == 1:
+        return cells
+    one, other = shares
+    return [*cells, "" if one is None or other is None else f"{scale * (other[0] - one[0]):+.{digits}f}"]
 
 
 def _shares(shares: list[Share]) -> list[str]:

@@ -25,7 +25,7 @@ def step_metrics(
         lost=len(episodes) - len(kept),
         success=_mean(episode.outcome is not None and episode.outcome.success for episode in kept),
         roles={
-            role: _role([action for episode in kept for action in episode.actions if action.role == role], learned)
+            role: _role([action for episode in kept for action in episode.actions if _adapter(action) == role], learned)
             for role, learned in report.roles.items()
         },
         tokens_generated=tokens_generated,
@@ -59,6 +59,11 @@ def _role(actions: Sequence[Action], learned: RoleReport) -> RoleMetrics:
         grad_norm=learned.grad_norm,
         lr=learned.lr,
     )
+
+
+def _adapter(action: Action) -> str:
+    """Roles that share an adapter are one to the learner."""
+    return action.adapter.rpartition("@")[0]
 
 
 def _mean(values: Iterable[float]) -> float | None:

@@ -37,10 +37,14 @@ class Budget:
                 granted.set_exception(Draining())
         self._waiting.clear()
 
-    async def take(self, tokens: int, priority: Priority) -> None:
-        """Wait for `tokens`. Raises Draining."""
+    def check(self) -> None:
+        """Raises Draining where nothing more is to be begun."""
         if self._draining:
             raise Draining
+
+    async def take(self, tokens: int, priority: Priority) -> None:
+        """Wait for `tokens`. Raises Draining."""
+        self.check()
         if not self._waiting and self._fits(tokens):
             self.used += tokens
             return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 from mappa.journal import Observation
@@ -24,17 +26,18 @@ class Place:
         self._task = task
         self._open_workspace = open_workspace
         self._workspace: Workspace | None = None
-        self._owed: list[Observation | tuple[str, ...]] = []
+        self._owed: deque[Observation | tuple[str, ...]] = deque()
+        self._opening = asyncio.Lock()  # roles may act in parallel
 
     async def workspace(self) -> Workspace:
         """The workspace, in the state in which the episode left it. Raises SandboxError, TaskError."""
-        if self._workspace is None:
-            workspace = self._workspace = await self._open_workspace()
-            populate(self._task, workspace)
-            for owed in self._owed:
-                await self._make_up_for(owed, workspace)
-            self._owed.clear()
-        return self._workspace
+        async with self._opening:
+            if self._workspace is None:
+                self._workspace = await self._open_workspace()
+                populate(self._task, self._workspace)
+            while self._owed:
+                await self._make_up_for(self._owed.popleft(), self._workspace)
+            return self._workspace
 
     def owe(self, observation: Observation) -> None:
         """What is known of an action already: if the workspace is ever needed, its code has to be run in it first."""
@@ -43,7 +46,7 @@ class Place:
 
     def repair(self, names: tuple[str, ...]) -> None:
         """Put reference artefacts in, at once or after what is owed."""
-        if self._workspace is None:
+        if self._workspace is None or self._owed:
             self._owed.append(names)
         else:
             repair(self._task, self._workspace, names)

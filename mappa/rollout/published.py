@@ -9,16 +9,16 @@ from mappa.rollout.budget import Draining
 
 
 class Published:
-    """The newest version of every role's adapter. An action takes it when it is let generate, not earlier."""
+    """The newest version of every adapter. An action takes it when it is let generate, not earlier."""
 
     def __init__(self) -> None:
         self.version = -1
         self._names: Mapping[str, str] = {}
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
 
-    def name(self, role: str) -> str:
-        """`modeler@12`"""
-        return self._names[role]
+    def name(self, adapter: str) -> str | None:
+        """`modeler@12`; None where there is no such adapter."""
+        return self._names.get(adapter)
 
     def names(self) -> list[str]:
         return list(self._names.values())

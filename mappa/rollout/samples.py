@@ -12,16 +12,19 @@ def samples_of(episodes: Sequence[Episode], *, group_by: str) -> list[Sample]:
     """One sample per action that is learned from (see `learned_actions`).
 
     Its tokens are the context the model saw and what it wrote, as they were. The reward is score / 10; where the coach
-    gave none it is NaN, which the learner masks. Actions of one group are normalised together.
+    gave none it is NaN, which the learner masks. Actions of one group are normalised together. The sample's role is the
+    name of the adapter, which several roles of a system may share. An outside model's action has no tokens to learn.
     """
     return [_sample(episode, action, group_by) for episode in episodes for action in learned_actions(episode)]
 
 
 def learned_actions(episode: Episode) -> Iterable[Action]:
-    """Those of an episode that came to its end; of one that was cut, the scored ones; of a lost one none."""
+    """Those of an episode that came to its end; of one that was cut, the scored ones; of a lost one none. What an
+    outside model wrote is never learned from."""
     if episode.error is not None:
         return ()
-    return (action for action in episode.actions if not episode.cut or action.verdict is not None)
+    own = (action for action in episode.actions if action.output_ids)
+    return (action for action in own if not episode.cut or action.verdict is not None)
 
 
 def staleness(episode: Episode, action: Action) -> int:
@@ -39,7 +42,7 @@ def _sample(episode: Episode, action: Action, group_by: str) -> Sample:
     start = len(action.prompt_ids)
     tokens = action.prompt_ids + action.output_ids
     return Sample(
-        role=action.role,
+        role=action.adapter.rpartition("@")[0],
         tokens=tokens,
         spans=((start, len(tokens)),),
         logprobs=action.logprobs,

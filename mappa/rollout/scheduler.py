@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from mappa.errors import JournalError, MappaError
 from mappa.journal import Record
 from mappa.rollout.budget import Draining
+from mappa.rollout.play import play
 from mappa.rollout.stage import EpisodeStage, Rules, Services
 from mappa.systems import System
 from mappa.tasks import outcome
@@ -138,7 +139,7 @@ class Scheduler:
         stage = EpisodeStage(episode, task, self.services, rules, began, recalled)
         try:
             async with limit:
-                await self._system.run(stage)
+                await play(self._system, stage)
                 await stage.verdicts()
         except TimeoutError:
             if not limit.expired():

@@ -14,22 +14,28 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from mappa.coach import ActionContext, Coach
-from mappa.errors import JournalError
+from mappa.errors import TeamError
 from mappa.journal import Entry, Journal, Observation
 from mappa.rollout.budget import Budget, WorkLeft
 from mappa.rollout.place import OpenWorkspace, Place
 from mappa.rollout.published import Published
+from mappa.rollout.recall import Recall
 from mappa.rollout.timeline import Measuring, Timeline
 from mappa.sampler import Sampler
+from mappa.sampler.outside import OutsideModel
 from mappa.systems import CodeOf
-from mappa.tasks import inspect
-from mappa.types import Action, Episode, Generation, Message, Role, SamplingParams, Task
+from mappa.tasks import inspect, public_files
+from mappa.types import Action, Episode, Message, Role, SamplingParams, Task
 
 
 class Text(Protocol):
     """Between messages and token ids; `model.Base` is one."""
 
     def prompt_ids(self, messages: list[Message]) -> tuple[int, ...]: ...
+
+    def continued_ids(self, context: tuple[int, ...], messages: list[Message]) -> tuple[int, ...]: ...
+
+    def opening(self, prompt: tuple[int, ...]) -> str: ...
 
     def text(self, ids: tuple[int, ...]) -> str: ...
 
@@ -47,6 +53,8 @@ class Services(Struct, frozen=True, kw_only=True):
     budget: Budget
     work: WorkLeft
     longest_first: bool
+    outside: Mapping[str, OutsideModel] = {}
+    """Models that play roles from outside, by name."""
 
 
 class Rules(Struct, frozen=True, kw_only=True):
@@ -58,6 +66,9 @@ class Rules(Struct, frozen=True, kw_only=True):
     """Seconds from an episode's first admission to generating."""
     oldest: int = 0
     """Adapter version that its actions must have at least."""
+    score: bool = True
+    """False: no coach is asked, as in an evaluation."""
+    max_actions: int = 64
 
 
 class EpisodeStage:
@@ -81,33 +92,52 @@ class EpisodeStage:
         self._services = services
         self._rules = rules
         self._began = began
-        self._recalled = recalled
+        self._recall = Recall(episode.id, recalled)
         self._actions: dict[int, Action] = {}
         self._scoring: list[asyncio.Task[None]] = []
-        self._turns: dict[str, int] = {}
-        self._acts = 0
+        self._said: dict[tuple[str, int], list[Message]] = {}  # all that a role saw and wrote, by role and turn
+        self._acting: set[asyncio.Task[object]] = set()
         self._busy = 0.0
         self._repaired = False
+        self._files: dict[str, int] | None = None
 
     @property
     def actions(self) -> tuple[Action, ...]:
         """In the order in which they were begun."""
         return tuple(self._actions[ordinal] for ordinal in sorted(self._actions))
 
-    async def act(self, role: Role, messages: Sequence[Message], *, code: CodeOf | None = None) -> Action:
-        ordinal, self._acts = self._acts, self._acts + 1
-        turn = self._turns[role.name] = self._turns.get(role.name, -1) + 1
-        prompt = self._services.base.prompt_ids(list(messages))
-        known = self._recalled.get(ordinal)
+    async def act(
+        self, role: Role, messages: Sequence[Message], *, code: CodeOf | None = None, after: Action | None = None
+    ) -> Action:
+        if self._recall.begun >= self._rules.max_actions:
+            raise TeamError(f"the system wants more than {self._rules.max_actions} actions (rollout.max_actions)")
+        if after is not None and after.role != role.name:
+            raise TeamError(f"role {role.name!r} cannot go on from an action of {after.role!r}; show it as a message")
+        said = [*(self._said[role.name, after.turn] if after is not None else []), *messages]
+        base = self._services.base  # an outside model goes on from messages: of what it wrote there are no tokens
+        prompt = prompt_of(base, said, None) if role.model else prompt_of(base, messages, after)
+        ordinal, turn, known = self._recall.next(role, prompt, parallel=bool(self._acting))
+        me = asyncio.current_task()
+        assert me is not None
+        self._acting.add(me)
+        try:
+            return await self._act(role, Asked(ordinal, turn, prompt, said), known, code)
+        finally:
+            self._acting.discard(me)
+
+    async def _act(self, role: Role, asked: Asked, known: Entry | None, code: CodeOf | None) -> Action:
+        ordinal, turn = asked.ordinal, asked.turn
         # In `_actions` before anything is awaited: it is what the journal has, even if the deadline comes right then.
         if known is not None:
-            self._check(known.action, role, turn, prompt)
             self._began()
             action = self._actions[ordinal] = known.action
+            await asyncio.sleep(0)  # what began beside it begins beside it again
         else:
-            action = self._actions[ordinal] = await self._generate(role, turn, prompt)
+            generate = self._ask_outside if role.model else self._generate
+            action = self._actions[ordinal] = await generate(role, asked)
             self._services.journal.add_action(self._episode.id, ordinal, action)
             await self._services.journal.written()
+        self._said[role.name, turn] = [*asked.messages, Message("assistant", action.text)]
         if known is not None and known.observation is not None:
             observation = known.observation
             self.place.owe(observation)
@@ -117,10 +147,14 @@ class EpisodeStage:
             self._actions[ordinal] = action
             self._services.journal.add_result(self._episode.id, ordinal, observation)
             await self._services.journal.written()
-        if action.verdict is None:
-            context = context_of(self.task, role, ordinal, self._actions, observation, messages)
+        self._files = observation.files
+        if action.verdict is None and self._rules.score:
+            context = context_of(self.task, role, ordinal, self._actions, observation, asked.messages)
             self._scoring.append(asyncio.create_task(self._score(ordinal, context)))
         return action
+
+    def files(self) -> dict[str, int]:
+        return dict(self._files if self._files is not None else public_files(self.task))
 
     async def repair(self, role: Role) -> bool:
         if not self._rules.repair:
@@ -130,29 +164,35 @@ class EpisodeStage:
         return True
 
     async def verdicts(self) -> None:
-        """Return when every action so far has its verdict."""
+        """The system is done: return when every action has its verdict. Raises JournalError if the journal has more."""
+        self._recall.end()
         await asyncio.gather(*self._scoring)
 
     async def close(self) -> None:
         """Leave nothing running and no workspace behind."""
-        for task in self._scoring:
+        acting = self._acting - {asyncio.current_task()}  # what a system did in parallel, and it failed meanwhile
+        for task in (*self._scoring, *acting):
             task.cancel()
-        await asyncio.gather(*self._scoring, return_exceptions=True)
+        await asyncio.gather(*self._scoring, *acting, return_exceptions=True)
         self.place.close()
         self._services.work.learn(self.task.id, len(self._actions), self._busy)
 
-    async def _generate(self, role: Role, turn: int, prompt: tuple[int, ...]) -> Action:
+    async def _generate(self, role: Role, asked: Asked) -> Action:
         """Once there is a version that is fresh enough, and room. Raises Draining."""
-        services = self._services
+        services, prompt, turn = self._services, asked.prompt, asked.turn
         tokens = len(prompt) + role.max_tokens
         with self._span("queue", role, turn):
             await services.published.at_least(self._rules.oldest)
             await services.budget.take(tokens, self._priority())
         try:
             self._began()
-            adapter = services.published.name(role.name)
+            adapter = services.published.name(role.plays)
+            if adapter is None:
+                raise TeamError(f"role {role.name!r} acts but is not among the system's roles; name it there")
             with self._span("generate", role, turn) as span:
-                generation = await self._sample(role, turn, prompt, adapter)
+                generation = await services.sampler.generate(
+                    prompt, adapter, self._params(role, turn), f"{self._episode.id}/{role.name}/{turn}"
+                )
         finally:
             services.budget.give_back(tokens)
         self._busy += span.seconds
@@ -165,18 +205,41 @@ class EpisodeStage:
             output_ids=generation.output_ids,
             logprobs=generation.logprobs,
             finish_reason=generation.finish_reason,
-            text=services.base.text(generation.output_ids),
+            text=services.base.opening(prompt) + services.base.text(generation.output_ids),
             repaired=self._repaired,
         )
 
-    async def _sample(self, role: Role, turn: int, prompt: tuple[int, ...], adapter: str) -> Generation:
-        params = SamplingParams(
+    async def _ask_outside(self, role: Role, asked: Asked) -> Action:
+        """Its endpoint bounds how much is asked at once. Raises Draining."""
+        model = self._services.outside.get(role.model)
+        if model is None:
+            raise TeamError(
+                f"role {role.name!r} is played by {role.model!r}, but the config has no [outside.{role.model}]"
+            )
+        self._services.budget.check()
+        self._began()
+        with self._span("outside", role, asked.turn) as span:
+            written = await model.write(asked.messages, self._params(role, asked.turn))
+        self._busy += span.seconds
+        return Action(
+            role=role.name,
+            turn=asked.turn,
+            adapter=f"outside/{role.model}",
+            prompt_ids=asked.prompt,
+            output_ids=(),
+            logprobs=(),
+            finish_reason=written.finish_reason,
+            text=written.text,
+            repaired=self._repaired,
+        )
+
+    def _params(self, role: Role, turn: int) -> SamplingParams:
+        return SamplingParams(
             temperature=self._rules.temperature,
             max_tokens=role.max_tokens,
             stop=role.stop,
             seed=derive_seed(self._episode.seed, role.name, turn),
         )
-        return await self._services.sampler.generate(prompt, adapter, params, f"{self._episode.id}/{role.name}/{turn}")
 
     async def _observe(self, role: Role, action: Action, code: CodeOf | None) -> Observation:
         """Run its code, and measure what it left."""
@@ -184,7 +247,8 @@ class EpisodeStage:
         with self._span("tool", role, action.turn) as span:
             workspace = await self.place.workspace()
             execution = await workspace.run(found) if found is not None else None
-            evidence = await inspect(self.task, role, workspace, self._services.open_workspace)
+            action = replace(action, execution=execution)
+            evidence = await inspect(self.task, role, workspace, self._services.open_workspace, action)
         self._busy += span.seconds
         return Observation(code=found, execution=execution, evidence=evidence, files=dict(workspace.files()))
 
@@ -196,19 +260,22 @@ class EpisodeStage:
 
     def _priority(self) -> tuple[float, ...]:
         """Earlier steps first, since the learner waits for them; within a step whoever has most before it."""
-        longest = self._services.work.seconds(self.task.id, self._acts - 1) if self._services.longest_first else 0.0
+        done = self._recall.begun - 1
+        longest = self._services.work.seconds(self.task.id, done) if self._services.longest_first else 0.0
         return self._episode.step, -longest
-
-    def _check(self, known: Action, role: Role, turn: int, prompt: tuple[int, ...]) -> None:
-        if (known.role, known.turn, known.prompt_ids) != (role.name, turn, prompt):
-            raise JournalError(
-                f"episode {self._episode.id} cannot go on: where the journal has {known.role}'s action {known.turn}, "
-                f"{role.name} now acts, or is asked something else; the system, its prompts or its tasks were changed. "
-                "Run with --fresh"
-            )
 
     def _span(self, kind: str, role: Role, turn: int) -> Measuring:
         return self._services.timeline.span(kind, self._episode.id, role.name, turn)
+
+
+class Asked(Struct, frozen=True):
+    """An action that is about to be taken."""
+
+    ordinal: int
+    turn: int
+    prompt: tuple[int, ...]
+    messages: Sequence[Message]
+    """All that the role sees."""
 
 
 def context_of(
@@ -231,6 +298,13 @@ def context_of(
         messages=tuple(messages),
         earlier=earlier,
     )
+
+
+def prompt_of(base: Text, messages: Sequence[Message], after: Action | None) -> tuple[int, ...]:
+    """The exact context of an action: a chat, or what an earlier action saw and wrote and then `messages`."""
+    if after is None:
+        return base.prompt_ids(list(messages))
+    return base.continued_ids(after.prompt_ids + after.output_ids, list(messages))
 
 
 def derive_seed(*parts: object) -> int:

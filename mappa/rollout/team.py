@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from mappa.coach import load_coach
 from mappa.config import Config
+from mappa.errors import ConfigError
 from mappa.journal import Journal, Span, read_episodes
 from mappa.model.base import Base
 from mappa.model.lora import Adapter, RoleLinear, Router
@@ -24,6 +25,7 @@ from mappa.rollout.stage import Rules, Services
 from mappa.rollout.thread import LoopThread
 from mappa.rollout.timeline import LagMeter, Timeline
 from mappa.sampler.choice import open_sampler
+from mappa.sampler.outside import OutsideModel
 from mappa.sandbox import Sandbox
 from mappa.systems import System, chat
 from mappa.types import Episode
@@ -66,10 +68,11 @@ class Team:
         self._journal = journal
         self._lag = LagMeter()
         self._seen = Count()
-        openings = {role.name: base.prompt_ids(chat(role, "Go.")) for role in system.roles}
+        openings = {role.plays: base.prompt_ids(chat(role, "Go.")) for role in system.roles if role.plays}
         self._sampling = open_sampler(config, base, router, layers, openings, threads=threads, notice=notice)
         self._thread = LoopThread()
         self._stack = AsyncExitStack()
+        self._outside: dict[str, OutsideModel] = {}
 
     def __enter__(self) -> Team:
         try:
@@ -85,7 +88,7 @@ class Team:
         self._close()
 
     def publish(self, version: int, adapters: Mapping[str, Adapter]) -> None:
-        """Make every role's weights available as `role@version`, route new actions to them, retire the last ones."""
+        """Make every role's weights available as `adapter@version`, route new actions to them, retire the last ones."""
         self._thread.run(self._publish(version, adapters))
 
     def begin(
@@ -97,18 +100,26 @@ class Team:
         temperature: float,
         repair: bool,
         oldest: int = 0,
+        score: bool = True,
         done: Callable[[Episode], None] = lambda episode: None,
     ) -> None:
         """Start the jobs, which are all of one step, or go on with them where the journal has them. Returns at once.
 
-        Their actions are sampled from version `oldest` or a newer one. `done` is called with each as it ends, on the
-        loop's thread.
+        Their actions are sampled from version `oldest` or a newer one. Without `score` no coach is asked. `done` is
+        called with each as it ends, on the loop's thread.
         """
         batch = Batch(
             key=key,
             phase=phase,
             jobs=jobs,
-            rules=Rules(temperature=temperature, repair=repair, deadline=self._config.rollout.deadline, oldest=oldest),
+            rules=Rules(
+                temperature=temperature,
+                repair=repair,
+                deadline=self._config.rollout.deadline,
+                oldest=oldest,
+                score=score,
+                max_actions=self._config.rollout.max_actions,
+            ),
             recalled=self._journal.recall(phase, jobs[0].step),
             done=done,
         )
@@ -134,14 +145,15 @@ class Team:
     async def _open(self) -> None:
         self._sampler = await self._stack.enter_async_context(self._sampling)
         self._sandbox = await self._stack.enter_async_context(Sandbox.open(self._config.sandbox))
+        outside = self._open_outside()
         meter = asyncio.create_task(self._lag.measure())
         self._stack.callback(meter.cancel)
         self._coach = load_coach(self._config.coach, store=JournalStore(self._journal), episodes=read_episodes)
         self._stack.push_async_callback(self._coach.close)
-        self._scheduler = Scheduler(self._system, self._services())
+        self._scheduler = Scheduler(self._system, self._services(outside))
         self._stack.push_async_callback(self._scheduler.close)
 
-    def _services(self) -> Services:
+    def _services(self, outside: Mapping[str, OutsideModel]) -> Services:
         settings = self._config.rollout
         return Services(
             base=self._base,
@@ -154,6 +166,7 @@ class Team:
             budget=Budget(settings.tokens_in_flight),
             work=WorkLeft(len(self._system.roles)),
             longest_first=settings.order == "longest-first",
+            outside=outside,
         )
 
     async def _finish(self, key: str) -> list[Episode] | None:
@@ -175,6 +188,16 @@ class Team:
             published.set(version, names)
             for name in before:
                 await self._sampler.retire(name)
+
+    def _open_outside(self) -> dict[str, OutsideModel]:
+        """The models that play roles from outside; closed with the team."""
+        models = {}
+        for name in dict.fromkeys(role.model for role in self._system.roles if role.model):
+            if name not in self._config.outside:
+                raise ConfigError(f"a role is played by the outside model {name!r}; describe it under [outside.{name}]")
+            models[name] = OutsideModel(name, self._config.outside[name])
+            self._stack.push_async_callback(models[name].close)
+        return models
 
     def _close(self) -> None:
         self._thread.run(_exit(self._stack))

@@ -1,6 +1,6 @@
 """Where tasks come from, and how an outcome is measured.
 
-    tasks = prepare("quickstart", cache)            # or a folder with train/ and heldout/ task folders
+    tasks = prepare("quickstart", cache)            # or another source: source.py has the list
     populate(task, workspace)                       # the public tables
     evidence = await inspect(task, role, workspace, open_workspace)
     repair(task, workspace, ("X_test.pkl",))        # training only: reference artefacts
@@ -10,9 +10,10 @@ What a role left behind is opened in the sandbox only, by the programs in probes
 with an object that model-written code made.
 """
 
+from mappa.tasks.found import TaskSet
 from mappa.tasks.inspection import inspect, outcome
 from mappa.tasks.metrics import normalised
-from mappa.tasks.source import TaskSet, prepare
-from mappa.tasks.supply import populate, repair
+from mappa.tasks.source import prepare
+from mappa.tasks.supply import populate, public_files, repair
 
-__all__ = ["TaskSet", "inspect", "normalised", "outcome", "populate", "prepare", "repair"]
+__all__ = ["TaskSet", "inspect", "normalised", "outcome", "populate", "prepare", "public_files", "repair"]

@@ -8,8 +8,8 @@
     Boston/private/answers.csv              id and target of the test rows
     Boston/private/reference/*.pkl          what a competent team would have left behind (see `repair`)
 
-The id is the first column of every table: integers, each once. A folder that breaks a rule is a TaskError that names
-the task, the file and the fix; nothing is repaired in silence.
+The id is the first column of every table: whole numbers or text, each once. A folder that breaks a rule is a TaskError
+that names the task, the file and the fix; nothing is repaired in silence.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from typing import Literal, NoReturn
 import msgspec
 import pandas as pd
 from msgspec import Struct
-from pandas.api.types import is_bool_dtype, is_integer_dtype, is_numeric_dtype
+from pandas.api.types import is_bool_dtype, is_integer_dtype, is_numeric_dtype, is_string_dtype
 
 from mappa.errors import TaskError
-from mappa.tasks.metrics import GREATER_IS_BETTER, METRIC_OF_KIND
+from mappa.tasks.metrics import GREATER_IS_BETTER, METRICS_OF_KIND
 from mappa.types import Fact, Metric, Task
 
 PUBLIC_FILES = ("train.csv", "test.csv", "sample_submission.csv")
 ANSWERS = "private/answers.csv"
 REFERENCE = "private/reference"
+TABLE_MB = 512
+"""A table is read into memory, and put into every episode's workspace."""
 
 
 class TaskFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,6 +47,11 @@ class TaskFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     metric: Metric
     id_column: str = "id"
     facts: dict[str, Fact] | None = None
+    prompt: str = ""
+    """The task in words, for the first role; empty: made of the facts."""
+    as_published: bool = False
+    """Tables as whoever published them made them: the id may stand anywhere, train.csv may have columns that test.csv
+    lacks. What grading needs is checked all the same."""
 
 
 class Tables(Struct, frozen=True, kw_only=True):
@@ -76,7 +83,7 @@ def load_task(folder: Path) -> Task:
     return Task(
         id=folder.name,
         kind=spec.kind,
-        prompt=prompt_of(spec.target, spec.kind, facts),
+        prompt=spec.prompt or prompt_of(spec.target, spec.kind, facts),
         folder=str(folder.resolve()),
         target=spec.target,
         id_column=spec.id_column,
@@ -93,8 +100,9 @@ def facts_of(train: pd.DataFrame, test: pd.DataFrame, *, target: str, id_column:
     """
     features = [name for name in test.columns if name != id_column]
     assert target not in features
-    text = [name for name in features if not (is_numeric_dtype(train[name]) and is_numeric_dtype(test[name]))]
-    missing = bool(train[features].isna().any(axis=None) or test[features].isna().any(axis=None))
+    shared = [name for name in features if name in train.columns]
+    text = [name for name in shared if not (is_numeric_dtype(train[name]) and is_numeric_dtype(test[name]))]
+    missing = bool(train[shared].isna().any(axis=None) or test[shared].isna().any(axis=None))
     return {"text_columns": ", ".join(text) or "none", "missing": missing, "rows": len(train)}
 
 
@@ -120,10 +128,9 @@ def _read_spec(folder: Path) -> TaskFile:
 
 def _check_metric(folder: Path, spec: TaskFile) -> None:
     metric = spec.metric
-    if metric.name != METRIC_OF_KIND[spec.kind]:
-        _refuse(
-            folder, f"metric {metric.name!r} in task.json: a {spec.kind} is measured by {METRIC_OF_KIND[spec.kind]!r}"
-        )
+    if metric.name not in METRICS_OF_KIND[spec.kind]:
+        known = ", ".join(map(repr, METRICS_OF_KIND[spec.kind]))
+        _refuse(folder, f"metric {metric.name!r} in task.json: a {spec.kind} is measured by {known}")
     greater = GREATER_IS_BETTER[metric.name]
     if metric.greater_is_better != greater:
         _refuse(folder, f"task.json must say greater_is_better: {str(greater).lower()} for {metric.name}")
@@ -138,6 +145,11 @@ def _check_metric(folder: Path, spec: TaskFile) -> None:
 
 def _read_table(folder: Path, name: str) -> pd.DataFrame:
     try:
+        size = (folder / name).stat().st_size
+        if size > TABLE_MB << 20:
+            _refuse(
+                folder, f"{name} has {size >> 20} MiB; a table may have {TABLE_MB}: cut it down, or leave the task out"
+            )
         return pd.read_csv(folder / name)
     except FileNotFoundError:
         _refuse(folder, f"{name} is missing: every task folder needs it")
@@ -151,13 +163,15 @@ def _check_columns(folder: Path, spec: TaskFile, tables: Tables) -> None:
     """The id first, the target where it belongs and nowhere else, the same features in train and test."""
     train, test = list(tables.train.columns), list(tables.test.columns)
     for name, columns in (("train.csv", train), ("test.csv", test)):
+        if spec.as_published and (spec.id_column in columns or name == "train.csv"):
+            continue
         if columns[0] != spec.id_column:
             _refuse(folder, f"public/{name} must begin with the id column {spec.id_column!r}, not {columns[0]!r}")
     if spec.target not in train:
         _refuse(folder, f"public/train.csv has no target column {spec.target!r}: it has {', '.join(train)}")
     if spec.target in test:
         _refuse(folder, f"public/test.csv gives the target {spec.target!r} away: remove that column")
-    if [name for name in train if name != spec.target] != test:
+    if not spec.as_published and [name for name in train if name != spec.target] != test:
         _refuse(folder, "public/test.csv must have train.csv's columns, in their order, without the target")
     if len(test) < 2:
         _refuse(folder, "public/train.csv has no feature columns")
@@ -175,18 +189,22 @@ def _check_ids(folder: Path, spec: TaskFile, tables: Tables) -> None:
         ANSWERS: tables.answers,
     }
     for name, table in named.items():
-        ids = table[spec.id_column]
         if table.empty:
             _refuse(folder, f"{name} has no rows")
-        if not is_integer_dtype(ids) or is_bool_dtype(ids):
-            _refuse(folder, f"{name}: the ids in {spec.id_column!r} must be whole numbers, none missing")
+        if spec.as_published and name == "public/train.csv":
+            continue  # nothing is joined by it
+        ids = table[spec.id_column]
+        if ids.isna().any() or not (is_integer_dtype(ids) or is_string_dtype(ids)) or is_bool_dtype(ids):
+            _refuse(folder, f"{name}: the ids in {spec.id_column!r} must be whole numbers or text, none missing")
         if ids.duplicated().any():
             _refuse(
                 folder, f"{name}: id {ids[ids.duplicated()].iloc[0]} is there twice; every row needs an id of its own"
             )
     expected = set(tables.test[spec.id_column])
     for name in ("public/sample_submission.csv", ANSWERS):
-        odd = sorted(expected.symmetric_difference(named[name][spec.id_column]))
+        odd = sorted(
+            expected.symmetric_difference(named[name][spec.id_column]), key=lambda one: (isinstance(one, str), one)
+        )
         if odd:
             _refuse(folder, f"{name} must have exactly test.csv's ids; {len(odd)} differ, the first is {odd[0]}")
 

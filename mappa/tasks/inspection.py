@@ -10,31 +10,26 @@ The facts, by what the role produces:
                       target_values, numeric, no_missing; all but `ids` are needed for success
     model.pkl         model.pkl (it loads), has_predict, predicts, graded, score, normalised, beats_baseline
     submission.csv    submission.csv (it is there), readable, columns, ids, values, score, normalised, beats_baseline
+                      and, where they can be worked out: accuracy, f1, auc; rmse, rmse_of_range
+    anything else     whether it is there
 
-`score` and `normalised` are None where nothing could be graded. Success of the last two is `beats_baseline`.
+`score` and `normalised` are None where nothing could be graded. Success of model and submission is `beats_baseline`.
+Tasks without files are in answers.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import cache
-from pathlib import Path
+from collections.abc import Sequence
 
-import msgspec
-from msgspec import Struct
-
-from mappa.errors import SandboxError, TaskError
+from mappa.errors import TaskError
+from mappa.tasks.answers import inspect_answer
 from mappa.tasks.folder import ANSWERS
 from mappa.tasks.metrics import beats_baseline, normalised
+from mappa.tasks.probing import TABLE_LIMIT, OpenWorkspace, Report, collect, probe, short
 from mappa.tasks.supply import read_cached
 from mappa.types import Action, Evidence, Fact, Metric, Outcome, Role, Task, Workspace
 
-OpenWorkspace = Callable[[], Awaitable[Workspace]]
-
 PICKLE_LIMIT = 64 << 20
-TABLE_LIMIT = 8 << 20
-REPORT_LIMIT = 64 << 10
-FAULT_LENGTH = 240
 
 ENGINEER_TABLES = ("X_train.pkl", "y_train.pkl", "X_test.pkl")
 ENGINEER_NEEDED = (
@@ -49,85 +44,88 @@ ENGINEER_NEEDED = (
 ENGINEER_FACTS = (*ENGINEER_NEEDED, "ids")
 MODEL_FACTS = ("model.pkl", "has_predict", "predicts")
 SUBMISSION_FACTS = ("readable", "columns", "ids", "values")
+SCORES = ("score", "normalised", "accuracy", "f1", "auc", "rmse", "rmse_of_range")
 
 
-class Report(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a probe found; written where foreign objects were loaded, so checked like any input."""
-
-    facts: dict[str, bool]
-    fault: str | None
-    score: float | None = None
-
-
-class _Finding(Struct, frozen=True):
-    report: Report
-    predictions: bytes | None = None
-
-
-async def inspect(task: Task, role: Role, workspace: Workspace, open_workspace: OpenWorkspace) -> Evidence:
-    """Measure what `role` must produce, as it now lies in the episode's `workspace`.
+async def inspect(
+    task: Task, role: Role, workspace: Workspace, open_workspace: OpenWorkspace, action: Action | None = None
+) -> Evidence | None:
+    """Measure what `role` must produce, as it now lies in the episode's `workspace`; of a task without files, what it
+    said in `action`. None where the role need not produce anything.
 
     `open_workspace` opens a fresh workspace; every one that is opened is closed. Raises SandboxError if the sandbox
-    itself failed, TaskError if `role` produces nothing that these tasks know how to measure.
+    itself failed, TaskError if the task lacks what measuring needs.
     """
+    if not task.folder:
+        return await inspect_answer(task, role, action, open_workspace) if task.answer and action is not None else None
     if set(ENGINEER_TABLES) <= set(role.produces):
         return await _inspect_tables(task, workspace, open_workspace)
     if "model.pkl" in role.produces:
         return await _inspect_model(task, workspace, open_workspace)
     if "submission.csv" in role.produces:
         return await _inspect_submission(task, workspace, open_workspace)
-    raise TaskError(
-        f"task {task.id}: no check for role {role.name!r}, which produces {', '.join(role.produces) or 'nothing'}; "
-        f"tabular tasks know {', '.join(ENGINEER_TABLES)}, model.pkl and submission.csv"
-    )
+    return _present(role.produces, workspace) if role.produces else None
 
 
 def outcome(task: Task, actions: Sequence[Action]) -> Outcome:
     """How the episode ended: a success if every role's last action succeeded, a submission was graded, and no input was
-    put right. `metrics` has the submission's score and normalised score where there is one."""
+    put right. `metrics` has the submission's scores where there is one. A task without files is a success if the last
+    action's answer is right."""
+    if task.metric is None:
+        final = actions[-1].evidence if actions else None
+        success = final is not None and final.success
+        return Outcome(success=success, metrics={"correct": float(success)} if task.answer else {})
     last = {action.role: action.evidence for action in actions}
+    measured = [evidence for evidence in last.values() if evidence is not None]
     graded: dict[str, float] = {}
-    for evidence in last.values():
-        if evidence is not None and "submission.csv" in evidence.facts:
-            scores = {name: evidence.facts[name] for name in ("score", "normalised")}
+    for evidence in measured:
+        if "submission.csv" in evidence.facts:
+            scores = {name: evidence.facts.get(name) for name in SCORES}
             graded = {name: float(score) for name, score in scores.items() if isinstance(score, (int, float))}
     success = (
         bool(graded)
-        and all(evidence is not None and evidence.success for evidence in last.values())
+        and all(evidence.success for evidence in measured)
         and not any(action.repaired for action in actions)
     )
     return Outcome(success=success, metrics=graded)
 
 
+def _present(names: Sequence[str], workspace: Workspace) -> Evidence:
+    """Files of a kind that nobody here can open: whether they are there."""
+    facts: dict[str, Fact] = {name: name in workspace.files() for name in names}
+    missing = [name for name, there in facts.items() if not there]
+    return Evidence(success=not missing, fault=f"{missing[0]} missing" if missing else None, facts=facts)
+
+
 async def _inspect_tables(task: Task, workspace: Workspace, open_workspace: OpenWorkspace) -> Evidence:
-    files, fault = _collect(workspace, ENGINEER_TABLES, PICKLE_LIMIT)
+    files, fault = collect(workspace, ENGINEER_TABLES, PICKLE_LIMIT)
     if not files:
         return Evidence(success=False, fault=fault, facts=dict.fromkeys(ENGINEER_FACTS, False))
     for name in ("train.csv", "test.csv"):
         files[name] = read_cached(f"{task.folder}/public/{name}")
     request = {"target": task.target, "id_column": task.id_column}
-    report = (await _probe("engineer", request, files, open_workspace)).report
+    report = (await probe("engineer", request, files, open_workspace)).report
     facts: dict[str, Fact] = {name: report.facts.get(name, False) for name in ENGINEER_FACTS}
     success = all(facts[name] for name in ENGINEER_NEEDED)
-    return Evidence(success=success, fault=None if success else _short(fault or report.fault), facts=facts)
+    return Evidence(success=success, fault=None if success else short(fault or report.fault), facts=facts)
 
 
 async def _inspect_model(task: Task, workspace: Workspace, open_workspace: OpenWorkspace) -> Evidence:
     """Without an X_test.pkl the model is tried on X_train.pkl: that shows whether it works, not how well."""
     facts: dict[str, Fact] = dict.fromkeys((*MODEL_FACTS, "graded"), False) | _ungraded()
-    model, fault = _collect(workspace, ("model.pkl",), PICKLE_LIMIT)
+    model, fault = collect(workspace, ("model.pkl",), PICKLE_LIMIT)
     if not model:
         return Evidence(success=False, fault=fault, facts=facts)
-    features, fault = _collect(workspace, ("X_test.pkl",), PICKLE_LIMIT)
+    features, fault = collect(workspace, ("X_test.pkl",), PICKLE_LIMIT)
     table = "test.csv"
     if not features:
-        features, table = _collect(workspace, ("X_train.pkl",), PICKLE_LIMIT)[0], "train.csv"
+        features, table = collect(workspace, ("X_train.pkl",), PICKLE_LIMIT)[0], "train.csv"
     files = {**model, **features, table: read_cached(f"{task.folder}/public/{table}")}
     request = {"target": task.target, "id_column": task.id_column, "table": table, "features": "".join(features)}
-    found = await _probe("model", request, files, open_workspace, wants_predictions=True)
+    found = await probe("model", request, files, open_workspace, wants_predictions=True)
     facts |= {name: found.report.facts.get(name, False) for name in MODEL_FACTS}
     if found.report.fault is not None or found.predictions is None:
-        return Evidence(success=False, fault=_short(found.report.fault or "no predictions were written"), facts=facts)
+        return Evidence(success=False, fault=short(found.report.fault or "no predictions were written"), facts=facts)
     if table != "test.csv":
         return Evidence(success=False, fault=f"model cannot be graded: {fault}", facts=facts)
     report = await _grade(task, "predictions.csv", found.predictions, open_workspace)
@@ -137,7 +135,7 @@ async def _inspect_model(task: Task, workspace: Workspace, open_workspace: OpenW
 
 async def _inspect_submission(task: Task, workspace: Workspace, open_workspace: OpenWorkspace) -> Evidence:
     facts: dict[str, Fact] = dict.fromkeys(("submission.csv", *SUBMISSION_FACTS), False) | _ungraded()
-    files, fault = _collect(workspace, ("submission.csv",), TABLE_LIMIT)
+    files, fault = collect(workspace, ("submission.csv",), TABLE_LIMIT)
     if not files:
         return Evidence(success=False, fault=fault, facts=facts)
     report = await _grade(task, "submission.csv", files["submission.csv"], open_workspace)
@@ -150,64 +148,7 @@ async def _grade(task: Task, name: str, predictions: bytes, open_workspace: Open
     """The only place where the answers meet anything of the model's making, and that is text."""
     request = {"file": name, "target": task.target, "id_column": task.id_column, "metric": _metric(task).name}
     files = {name: predictions, "answers.csv": read_cached(f"{task.folder}/{ANSWERS}")}
-    return (await _probe("grade", request, files, open_workspace)).report
-
-
-async def _probe(
-    program: str,
-    request: Mapping[str, str],
-    files: Mapping[str, bytes],
-    open_workspace: OpenWorkspace,
-    *,
-    wants_predictions: bool = False,
-) -> _Finding:
-    """Run a probe over `files` in a workspace of its own. Raises SandboxError if it could not be run at all."""
-    workspace = await open_workspace()
-    try:
-        try:
-            for name, data in {**files, "request.json": msgspec.json.encode(request)}.items():
-                workspace.put(name, data)
-        except OSError as error:
-            return _Finding(Report(facts={}, fault=f"{next(iter(files))} could not be opened: {error.strerror}"))
-        result = await workspace.run(_program(program))
-        if result.outcome == "sandbox-failure":
-            raise SandboxError(
-                f"the sandbox failed while it looked at {', '.join(files)}: {result.stderr[:FAULT_LENGTH]}"
-            )
-        report = _read_report(workspace, result.outcome, files)
-        predictions = _collect(workspace, ("predictions.csv",), TABLE_LIMIT)[0] if wants_predictions else {}
-        return _Finding(report, predictions.get("predictions.csv"))
-    finally:
-        workspace.close()
-
-
-def _read_report(workspace: Workspace, how_it_ended: str, files: Mapping[str, bytes]) -> Report:
-    """The probe's report; one that says so where an object that it loaded kept it from writing one."""
-    data, fault = _collect(workspace, ("report.json",), REPORT_LIMIT)
-    if data:
-        try:
-            return msgspec.json.decode(data["report.json"], type=Report)
-        except msgspec.DecodeError as error:
-            fault = str(error)
-    return Report(facts={}, fault=f"{next(iter(files))} could not be opened: {how_it_ended}, {fault}")
-
-
-def _collect(workspace: Workspace, names: Sequence[str], limit: int) -> tuple[dict[str, bytes], str | None]:
-    """Those of `names` that are there and small enough, as bytes, and what is wrong with the first that is not."""
-    sizes = workspace.files()
-    found: dict[str, bytes] = {}
-    fault = None
-    for name in names:
-        if name not in sizes:
-            fault = fault or f"{name} missing"
-        elif sizes[name] > limit:
-            fault = fault or f"{name} has {sizes[name] >> 20} MiB, at most {limit >> 20} are read"
-        else:
-            try:
-                found[name] = workspace.read(name, limit)
-            except OSError as error:
-                fault = fault or f"{name} cannot be read: {error.strerror}"
-    return found, fault
+    return (await probe("grade", request, files, open_workspace)).report
 
 
 def _metric(task: Task) -> Metric:
@@ -225,6 +166,7 @@ def _scores(task: Task, report: Report) -> dict[str, Fact]:
         return _ungraded()
     metric = _metric(task)
     return {
+        **report.scores,
         "score": report.score,
         "normalised": normalised(metric, report.score),
         "beats_baseline": beats_baseline(metric, report.score),
@@ -233,14 +175,5 @@ def _scores(task: Task, report: Report) -> dict[str, Fact]:
 
 def _graded_evidence(facts: dict[str, Fact], report: Report) -> Evidence:
     success = facts["beats_baseline"] is True
-    fault = None if success else _short(report.fault) or "no better than the baseline"
+    fault = None if success else short(report.fault) or "no better than the baseline"
     return Evidence(success=success, fault=fault, facts=facts)
-
-
-def _short(text: str | None) -> str | None:
-    return text if text is None or len(text) <= FAULT_LENGTH else text[:FAULT_LENGTH] + "..."
-
-
-@cache
-def _program(name: str) -> str:
-    return (Path(__file__).parent / "probes" / f"{name}.py").read_text()

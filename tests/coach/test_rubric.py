@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import random
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
 from mappa.coach import ActionContext, load_coach
 from mappa.coach.rubrics import load_rubric
-from mappa.config import CoachConfig
+from mappa.config import CoachConfig, load_config
 from mappa.errors import CoachError
 from mappa.types import Action, Evidence, ExecutionOutcome, ExecutionResult, Fact, FinishReason, Role, Task, Verdict
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 TASK = Task(id="Boston", kind="regression", prompt="Target: medv (regression).", target="medv")
 ENGINEER = Role(name="engineer", prompt="", produces=("X_train.pkl", "y_train.pkl", "X_test.pkl"))
 MODELER = Role(name="modeler", prompt="", needs=("X_train.pkl", "y_train.pkl"), produces=("model.pkl",))
@@ -108,6 +110,17 @@ def test_the_last_points_follow_the_metric(role: Role) -> None:
     assert at(0.5) == pytest.approx((at(0.0) + at(1.0)) / 2)
     worse_than_trivial = PERFECT[role.name] | {"normalised": -0.7, "beats_baseline": False}
     assert score(context(role, facts=worse_than_trivial, fault="no better than the baseline")) == min(at(0.0) - 1, 6)
+
+
+def test_only_a_rubric_that_names_a_metric_sets_caps_by_it() -> None:
+    """The paper's caps are for its own run; the quickstart is rewarded relative to each task's reference."""
+    made = context(MODELER, facts=PERFECT["modeler"] | {"accuracy": 0.6, "f1": 0.2, "normalised": 0.8})
+
+    def at(config: str) -> float | None:
+        return asyncio.run(load_coach(load_config(CONFIGS / config).coach).score(made)).score
+
+    assert at("quickstart.toml") == pytest.approx(9.4)
+    assert at("dsbench-qwen3-4b-8gpu.toml") == 4.0
 
 
 def test_work_that_is_of_no_use_never_comes_close_to_work_that_is() -> None:

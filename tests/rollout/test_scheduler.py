@@ -7,11 +7,15 @@ import random
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from bench.parts.rollout_simulation import Text
 from mappa.errors import JournalError
 from mappa.journal import Journal, read_episodes, read_spans
 from mappa.rollout.samples import samples_of, staleness
-from mappa.types import Episode
+from mappa.rollout.scheduler import Scheduler
+from mappa.systems import Stage
+from mappa.types import Episode, Message
 from tests.rollout.parts import ROLES, World, batch, play, requests, scheduler, services
 
 
@@ -240,8 +244,6 @@ def test_another_system_does_not_go_on_with_the_journal_of_the_first(tmp_path: P
                 await stage.act(role, [])  # type: ignore[attr-defined]
 
     async def second(journal: Journal) -> None:
-        from mappa.rollout.scheduler import Scheduler
-
         loop = Scheduler(Reversed(), services(World(), journal))
         loop.begin(batch(journal, tmp_path, 1))
         await loop.finish("1")
@@ -249,3 +251,72 @@ def test_another_system_does_not_go_on_with_the_journal_of_the_first(tmp_path: P
     play(tmp_path, first)
     with pytest.raises(JournalError, match=r"episode 1-0 cannot go on: .* --fresh"):
         play(tmp_path, second)
+
+
+def test_parallel_branches_of_one_role_are_found_again_in_whatever_order_they_come(tmp_path: Path) -> None:
+    """Two chains of the same role; their first actions are asked different things and end in any order."""
+
+    class Branches:
+        roles = ROLES[:1]
+
+        async def run(self, stage: Stage) -> None:
+            async with asyncio.TaskGroup() as group:
+                for branch in ("a", "b"):
+                    group.create_task(self._chain(stage, branch))
+
+        async def _chain(self, stage: Stage, branch: str) -> None:
+            for turn in range(2):
+                await stage.act(self.roles[0], [Message("user", f"{branch}{turn}")], code=lambda text: branch)
+
+    class Exact(Text):
+        def prompt_ids(self, messages: list[Message]) -> tuple[int, ...]:
+            return tuple(messages[0].content.encode())
+
+    def loop(journal: Journal, world: World) -> Scheduler:
+        return Scheduler(Branches(), replace(services(world, journal), base=Exact()))
+
+    async def first(journal: Journal) -> None:
+        parts = loop(journal, World(generate=lambda id: 20.0 if id.endswith("/0") else 5.0))  # b is ahead of a
+        parts.begin(batch(journal, tmp_path, 1))
+        await asyncio.sleep(18.0)
+        await parts.close()
+
+    async def second(journal: Journal) -> list[Episode]:
+        parts = loop(journal, again)
+        parts.begin(batch(journal, tmp_path, 1))
+        return await parts.finish("1") or []
+
+    again = World()
+    play(tmp_path, first)
+    (episode,) = play(tmp_path, second)
+    assert episode.error is None and len(episode.actions) == 4
+    assert sorted(bytes(action.prompt_ids) for action in episode.actions) == [b"a0", b"a1", b"b0", b"b1"]
+    assert again.generated.total() == 2, "both of b were in the journal"
+    assert sorted(action.turn for action in episode.actions) == [0, 1, 2, 3]
+
+
+def test_a_stop_in_parallel_roles_is_no_failure_of_the_episode(tmp_path: Path) -> None:
+    class Together:
+        roles = ROLES
+
+        async def run(self, stage: Stage) -> None:
+            for _ in range(2):
+                async with asyncio.TaskGroup() as group:
+                    for role in self.roles:
+                        group.create_task(stage.act(role, []))
+
+    async def stopped(journal: Journal) -> None:
+        loop = Scheduler(Together(), services(World(), journal))
+        loop.begin(batch(journal, tmp_path, 1))
+        await asyncio.sleep(3.0)
+        loop.drain()
+        assert await loop.finish("1") is None
+
+    async def resumed(journal: Journal) -> list[Episode]:
+        loop = Scheduler(Together(), services(World(), journal))
+        loop.begin(batch(journal, tmp_path, 1))
+        return await loop.finish("1") or []
+
+    play(tmp_path, stopped)
+    (episode,) = play(tmp_path, resumed)
+    assert episode.error is None and len(episode.actions) == 4

@@ -49,7 +49,8 @@ def test_unsafe_is_loud_and_works() -> None:
             workspace = await sandbox.workspace()
             workspace.put("in.txt", b"1")
             result = await workspace.run(
-                "import os, time; print(open('in.txt').read()); os.fork() or time.sleep(60); open('out.txt', 'w').write('2')"
+                "import os, time; print(open('in.txt').read())\n"
+                "os.fork() or time.sleep(60); open('out.txt', 'w').write('2')"
             )
             assert (result.outcome, result.created) == ("ok", {"out.txt": 1})
             assert (await workspace.run("while True: pass", timeout=0.3)).outcome == "timeout"

@@ -24,7 +24,9 @@ def task_named(tasks: TaskSet, name: str) -> Task:
 
 
 def look(task: Task, role: Role, workspace: FolderWorkspace, workspaces: Workspaces) -> Evidence:
-    return asyncio.run(inspect(task, role, workspace, workspaces.open))
+    evidence = asyncio.run(inspect(task, role, workspace, workspaces.open))
+    assert evidence is not None
+    return evidence
 
 
 def reference_submission(task: Task) -> pd.DataFrame:

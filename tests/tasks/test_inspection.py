@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from mappa.errors import SandboxError, TaskError
+from mappa.errors import SandboxError
 from mappa.tasks import TaskSet, inspect, populate, repair
-from mappa.tasks.inspection import ENGINEER_FACTS
+from mappa.tasks.inspection import ENGINEER_FACTS, SCORES
 from mappa.tasks.probes import engineer as engineer_probe
-from mappa.types import ExecutionResult, Role
+from mappa.types import Evidence, ExecutionResult, Role
 
 from .team import ANALYST, ARTEFACTS, ENGINEER, MODELER, look, reference_submission, task_named
 from .workspace import FolderWorkspace, Workspaces
@@ -36,7 +36,7 @@ def test_the_reference_succeeds(
         assert (evidence.success, evidence.fault) == (True, None)
         assert evidence.facts["score"] == pytest.approx(task.metric.reference, rel=1e-12)
         assert evidence.facts["normalised"] == pytest.approx(1.0)
-        assert all(value is True for name, value in evidence.facts.items() if name not in ("score", "normalised"))
+        assert all(value is True for name, value in evidence.facts.items() if name not in SCORES)
 
 
 def test_answers_never_share_a_workspace_with_a_pickle(
@@ -132,9 +132,14 @@ def test_a_model_with_no_table_at_all(quickstart: TaskSet, workspace: FolderWork
     assert evidence.facts["predicts"] is False
 
 
-def test_a_role_that_produces_something_unknown_is_refused(
+def test_of_files_that_nobody_knows_only_their_being_there_is_measured(
     quickstart: TaskSet, workspace: FolderWorkspace, workspaces: Workspaces
 ) -> None:
-    poet = Role(name="poet", prompt="", produces=("poem.txt",))
-    with pytest.raises(TaskError, match=r"no check for role 'poet', which produces poem.txt"):
-        look(quickstart.train[0], poet, workspace, workspaces)
+    poet = Role(name="poet", prompt="", produces=("poem.txt", "title.txt"))
+    workspace.put("title.txt", b"Ode")
+    evidence = look(quickstart.train[0], poet, workspace, workspaces)
+    assert evidence == Evidence(success=False, fault="poem.txt missing", facts={"poem.txt": False, "title.txt": True})
+    workspace.put("poem.txt", b"...")
+    assert look(quickstart.train[0], poet, workspace, workspaces).success
+    talker = Role(name="talker", prompt="")
+    assert asyncio.run(inspect(quickstart.train[0], talker, workspace, workspaces.open)) is None

@@ -39,7 +39,8 @@ def try_model(folder: Path, request: dict, facts: dict[str, bool]) -> None:
     if not request["features"]:
         raise Wrong("there is no table to try the model on")
     features = load(folder / request["features"])
-    ids = list(pd.read_csv(folder / request["table"], usecols=[request["id_column"]])[request["id_column"]])
+    table = pd.read_csv(folder / request["table"])
+    ids = list(table[request["id_column"]] if request["id_column"] in table.columns else table.index)
     predictions = predict(model, features, request["features"])
     if len(predictions) != len(ids):
         raise Wrong(f"model predicts {len(predictions)} rows, {len(ids)} expected")
@@ -66,7 +67,7 @@ def predict(model: Any, features: object, name: str) -> np.ndarray:
     return predictions
 
 
-def ids_of(features: object, ids: list[int], id_column: str) -> list[int]:
+def ids_of(features: object, ids: list[Any], id_column: str) -> list[Any]:
     """The ids that the features carry, in their index or in a column; else those of the table, row by row."""
     if isinstance(features, pd.DataFrame):
         for own in (list(features.index), list(features[id_column]) if id_column in features.columns else []):
@@ -75,12 +76,12 @@ def ids_of(features: object, ids: list[int], id_column: str) -> list[int]:
     return ids
 
 
-def write(path: Path, request: dict, ids: list[int], predictions: np.ndarray) -> None:
+def write(path: Path, request: dict, ids: list[Any], predictions: np.ndarray) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow([request["id_column"], request["target"]])
         # tolist: numpy's own scalars print as `np.float64(1.5)`.
-        table.writerows(zip((int(row) for row in ids), predictions.tolist(), strict=True))
+        table.writerows(zip(ids, predictions.tolist(), strict=True))
 
 
 def shown(error: BaseException) -> str:
