@@ -13,6 +13,13 @@ from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 
+_LONGEST = ("test_real_base.py", "test_train.py", "test_resume.py", "test_ranks.py")
+"""Files that take minutes. A worker that began one of them last would keep the others waiting."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST))
+
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:

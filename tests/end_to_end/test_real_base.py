@@ -1,4 +1,4 @@
-"""The real base on the quickstart's own system and tasks. In a folder that comes early: it takes longest."""
+"""The real base on the quickstart's own system and tasks."""
 
 from __future__ import annotations
 
