@@ -62,17 +62,38 @@ def advantages_of(samples: Sequence[Sample], kl: Sequence[torch.Tensor], config:
     if config.group_by == "all":
         groups, names = [0] * len(groups), names[:1]
     where = ranks.exchange_device()
+    scores = torch.tensor([r for sample in samples for r in sample.rewards], dtype=torch.float32, device=where)
+    members = torch.tensor(groups, dtype=torch.int64, device=where)
+    if config.advantage != "reinforce++":
+        scores = _compared(scores, members, max(1, len(names)), config)
     advantage, _ = process_advantage(
-        torch.tensor([reward for sample in samples for reward in sample.rewards], dtype=torch.float32, device=where),
+        scores,
         torch.tensor([0, *lengths], device=where).cumsum(0),
-        torch.tensor(groups, dtype=torch.int64, device=where),
+        members,
         kl=torch.cat([*kl, torch.empty(0)]).to(where),
         beta=config.beta,
-        whiten=config.whiten,
+        whiten=config.whiten and config.advantage == "reinforce++",
         n_groups=max(1, len(names)),
         process_group=ranks.group(),
     )
     return list(advantage.cpu().split(sizes))
+
+
+def _compared(scores: torch.Tensor, groups: torch.Tensor, n_groups: int, config: LearnConfig) -> torch.Tensor:
+    """Scores [A] against the other actions of their group, every action counting once however long it is; the KL still
+    joins them token by token. Collective.
+
+    grpo: (s - mean) / std (Shao et al. 2024, 2402.03300, eq. 3), std over n. rloo: s - mean of the others, which is
+    (s - mean) n / (n - 1) (Ahmadian et al. 2024, 2402.14740, eq. 7); 0 where there is no other to compare with.
+    """
+    whiten, each = config.advantage == "grpo", torch.arange(len(scores) + 1, device=scores.device)
+    found, stats = process_advantage(
+        scores, each, groups, whiten=whiten, n_groups=n_groups, process_group=ranks.group()
+    )
+    if not whiten:
+        count, mean, _ = stats[groups].unbind(1)
+        found = ((scores - mean) * count / (count - 1).clamp(min=1)).float()
+    return torch.where(scores.isnan(), scores, found)
 
 
 def live(
