@@ -10,7 +10,6 @@ while microseconds and actions/s are CPU and wall time of this machine.
 from __future__ import annotations
 
 import asyncio
-import gc
 import resource
 import tempfile
 import time
@@ -33,18 +32,17 @@ from bench.parts.rollout_simulation import (
     make_jobs,
     open_workspace,
 )
-from mappa.journal import Journal, Observation
+from mappa.journal import WINDOW, Journal, Observation
 from mappa.rollout.budget import Budget, WorkLeft
 from mappa.rollout.published import Published
 from mappa.rollout.scheduler import Batch, Scheduler
 from mappa.rollout.stage import Rules, Services
+from mappa.rollout.thread import relax_collector
 from mappa.rollout.timeline import Timeline
-from mappa.types import Action, Episode, ExecutionResult, Verdict
+from mappa.types import Action, Episode, ExecutionResult, SamplingParams, Verdict
 
 STALENESS = 1
 DEADLINE = 3600.0
-COMMIT_SECONDS = 0.01
-"""Simulated time between commits, as the journal has it by default, while CPU time is measured."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def main() -> None:
     arguments = parser("the rollout loop against a barrier with an inline coach").parse_args()
     env = environment(("msgspec",))
     quick = arguments.quick
-    workload = Workload(4, 32, 18) if quick else Workload(24, 128, 72)
+    workload = Workload(4, 32, 18) if quick else Workload(16, 128, 64)
     rows = [*throughput_rows(workload, full=not quick), *overhead_rows(512 if quick else 4096, full=not quick)]
     rows += journal_rows(1_000 if quick else 10_000, full=not quick)
     finish("rollout", rows, arguments.json, env)
@@ -118,7 +116,7 @@ def overhead_rows(episodes: int, *, full: bool) -> list[Row]:
     bare = virtual.run(_bare(episodes)) / actions
     goal = "<= 1" if full else ""
     what = f"CPU per action, {episodes} episodes in flight"
-    note = f"less {1e6 * bare:.0f} us that asyncio takes for the same waits alone"
+    note = f"less {1e6 * bare:.0f} us that the simulated waits take alone"
     return [
         compare(f"{what}: the loop's thread", 1e6 * (loop / actions - bare), 150.0, "the limit", "us", goal, note=note),
         compare(f"{what}: with the journal's thread", 1e6 * (process / actions - bare), 150.0, "the limit", "us"),
@@ -221,21 +219,22 @@ def _overhead(episodes: int) -> tuple[float, float, int]:
     for index in range(episodes):
         for action in actions_of(f"1-{index}"):
             latency(action)
-    gc.collect()
-    gc.freeze()
+    relax_collector()
     with tempfile.TemporaryDirectory() as folder, Journal(Path(folder) / "journal.sqlite", window=0) as journal:
-        return virtual.run(_one_batch(episodes, journal, Path(folder)), lambda: journal.pending > 0, COMMIT_SECONDS)
+        return virtual.run(_one_batch(episodes, journal, Path(folder)), lambda: journal.pending > 0, WINDOW)
 
 
 async def _bare(episodes: int) -> float:
-    """CPU seconds of tasks that wait as the batch's generations, tools and coach calls do, and do nothing else."""
+    """CPU seconds of tasks that call the simulated server, tools and coach as the batch does, and do nothing else."""
+    server, coach, workspace = Server(episodes), Coach(), await open_workspace()
+    params = SamplingParams(temperature=1.0, max_tokens=LONGEST, seed=0)
 
     async def episode(name: str) -> None:
         scoring = []
         for action in actions_of(name):
-            await asyncio.sleep(latency(action).generate)
-            await asyncio.sleep(latency(action).tool)
-            scoring.append(asyncio.create_task(asyncio.sleep(latency(action).coach)))
+            await server.generate((), "", params, action)
+            await workspace.run(action)
+            scoring.append(asyncio.create_task(coach.answer(action)))
         await asyncio.gather(*scoring)
 
     began = time.thread_time()

@@ -147,8 +147,10 @@ class Coach:
     stopped: str | None = None
 
     async def score(self, context: ActionContext) -> Verdict:
-        action = context.action
-        await asyncio.sleep(latency(f"{context.task.id}/{action.role}/{action.turn}").coach)
+        return await self.answer(f"{context.task.id}/{context.action.role}/{context.action.turn}")
+
+    async def answer(self, action: str) -> Verdict:
+        await asyncio.sleep(latency(action).coach)
         return _SCORED
 
     async def close(self) -> None:

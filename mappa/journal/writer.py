@@ -1,6 +1,7 @@
 """Writing a journal: a thread of its own takes what is queued and commits it in batches.
 
-`add_*` only queue. `written` (on an event loop) and `flush` (off it) return when all that was queued before is on disk,
+`add_*` only queue, and do not wake the thread: it looks up when somebody waits, or much was queued, or now and then.
+`written` (on an event loop) and `flush` (off it) return when all that was queued before is on disk,
 as a commit: it outlives this process, whatever ends it. A write that failed is raised by every later call.
 """
 
@@ -8,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import queue
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -26,11 +27,14 @@ from mappa.journal.reader import read_records
 from mappa.journal.schema import open_journal
 from mappa.types import Action, Episode, Verdict
 
+WINDOW = 0.02
+"""Seconds between commits, at least."""
 _BATCH = 1024
-_WINDOW = 0.01
+_IDLE = 0.5
+"""Seconds after which what nobody waits for is written as well."""
 
 
-class _Write(Struct, frozen=True):
+class _Write(Struct, frozen=True, gc=False):
     sql: str
     values: Callable[[], Sequence[object]]
     """Packing is left to the writing thread."""
@@ -44,7 +48,7 @@ class _Waiter(Struct, frozen=True):
 class Journal:
     """An open journal. Any thread may add; one thread writes."""
 
-    def __init__(self, path: Path, config: Config | None = None, *, window: float = _WINDOW) -> None:
+    def __init__(self, path: Path, config: Config | None = None, *, window: float = WINDOW) -> None:
         """Open or make the file. With a config, one that was written for another is refused. Raises JournalError.
 
         Commits are at least `window` seconds apart: under load, many who wait share one.
@@ -53,7 +57,8 @@ class Journal:
         self._window = window
         self.pending = 0
         """Calls of `written` that have not returned."""
-        self._queue: queue.SimpleQueue[_Write | _Waiter | threading.Event | None] = queue.SimpleQueue()
+        self._queue: deque[_Write | _Waiter | threading.Event | None] = deque()
+        self._wanted = threading.Event()
         self._failure: Exception | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
         self._connection = open_journal(path, config)
@@ -137,7 +142,8 @@ class Journal:
         loop = asyncio.get_running_loop()
         waiter = _Waiter(loop, loop.create_future())
         self.pending += 1
-        self._queue.put(waiter)
+        self._queue.append(waiter)
+        self._want()
         try:
             await waiter.future
         finally:
@@ -148,20 +154,30 @@ class Journal:
         """As `written`, for a thread that may wait."""
         written = threading.Event()
         self._raise()
-        self._queue.put(written)
+        self._queue.append(written)
+        self._want()
         written.wait()
         self._raise()
 
     def close(self) -> None:
         if self._thread.is_alive():
-            self._queue.put(None)
+            self._queue.append(None)
+            self._want()
             self._thread.join()
         self._connection.close()
         self._raise()
 
     def _put(self, sql: str, values: Callable[[], Sequence[object]]) -> None:
-        self._raise()
-        self._queue.put(_Write(sql, values))
+        if self._failure is not None:
+            self._raise()
+        self._queue.append(_Write(sql, values))
+        if len(self._queue) >= _BATCH:
+            self._want()
+
+    def _want(self) -> None:
+        """Have the thread look at the queue, to which the wish was added before."""
+        if not self._wanted.is_set():
+            self._wanted.set()
 
     def _raise(self) -> None:
         if self._failure is not None:
@@ -172,12 +188,14 @@ class Journal:
     def _serve(self) -> None:
         running, due = True, 0.0
         while running:
-            batch = [self._queue.get()]
+            self._wanted.wait(_IDLE)
             if (early := due - time.monotonic()) > 0:
                 time.sleep(early)
             due = time.monotonic() + self._window
-            while len(batch) < _BATCH and not self._queue.empty():
-                batch.append(self._queue.get())
+            self._wanted.clear()  # before the look: what is added after it sets it again
+            batch = [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH))]
+            if self._queue:
+                self._wanted.set()
             try:
                 self._commit([item for item in batch if isinstance(item, _Write)])
             except (sqlite3.Error, OverflowError, TypeError, ValueError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
@@ -14,10 +15,22 @@ from mappa.errors import MappaError
 T = TypeVar("T")
 
 
+def relax_collector() -> None:
+    """Let the collector of cycles look less often, and never at what is loaded by now.
+
+    By default it walks over every episode in flight after each few hundred new objects: of 4,096 episodes, that was a
+    sixth of the loop's time, in pauses.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
 class LoopThread:
     """The loop runs from the start until `close`."""
 
     def __init__(self) -> None:
+        relax_collector()
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, name="rollouts", daemon=True)
         self._thread.start()

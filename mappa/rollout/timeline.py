@@ -18,7 +18,7 @@ class Timeline:
         self._journal = journal
         self._clock = clock
         self._offset = time.time() - clock()
-        self._open: set[Measuring] = set()
+        self.open: set[Measuring] = set()
         self._ended: list[Span] = []
 
     def now(self) -> float:
@@ -28,16 +28,6 @@ class Timeline:
         """Measures the block it is entered for, however that ends; `seconds` then says how long it was."""
         return Measuring(self, kind, episode, role, turn)
 
-    def begin(self, span: Measuring) -> float:
-        self._open.add(span)
-        return self.now()
-
-    def end(self, span: Measuring) -> float:
-        self._open.discard(span)
-        now = self.now()
-        self.add(span.until(now))
-        return now
-
     def add(self, span: Span) -> None:
         self._journal.add_span(span)
         self._ended.append(span)
@@ -46,11 +36,11 @@ class Timeline:
         """What ended since the last call, and of what is under way the part until now."""
         ended, self._ended = self._ended, []
         now = self.now()
-        return [*ended, *(span.until(now) for span in self._open)]
+        return [*ended, *(span.until(now) for span in self.open)]
 
 
 class Measuring:
-    """A span that is under way. A plain class: several are entered for every action."""
+    """A span that is under way. Four are entered for every action: a plain class of few calls."""
 
     __slots__ = ("_timeline", "_what", "began", "seconds")
 
@@ -60,11 +50,16 @@ class Measuring:
         self.began = self.seconds = 0.0
 
     def __enter__(self) -> Measuring:
-        self.began = self._timeline.begin(self)
+        self._timeline.open.add(self)
+        self.began = self._timeline.now()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.seconds = self._timeline.end(self) - self.began
+        timeline = self._timeline
+        now = timeline.now()
+        self.seconds = now - self.began
+        timeline.open.discard(self)
+        timeline.add(self.until(now))
 
     def until(self, now: float) -> Span:
         return Span(*self._what, self.began, now)
