@@ -84,7 +84,7 @@ def _forgetting(plan: Plan, seeds: Sequence[int]) -> dict[str, Any]:
                     "before": [before.trained.success, *before.trained.ci],
                     "after": [(again := read_result(report)).success, *again.ci],
                     "bitwise the same": all(same),
-                    "reporter": {at: result.roles["reporter"] for at, result in _second(plan, arm, seed).curve},
+                    "newcomer": [result.roles["reporter"] for _, result in _second(plan, arm, seed).curve],
                 }
     return found
 

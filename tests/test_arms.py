@@ -83,7 +83,12 @@ def test_the_page_says_what_is_there_and_what_is_not(tmp_path: Path) -> None:
     assert "No run is done yet." in (tmp_path / "results.md").read_text()
     arms = {"process": arm("process", 0.0, 1.0), "outcome": arm("outcome", 0.0, 0.25), "team": []}
     found = nothing | {"halfway": halfway(arms), "arms": record(arms), "rows": [row.__dict__ for row in rows(arms)]}
-    one = {"before": [0.5, 0.4, 0.6], "after": [0.5, 0.4, 0.6], "bitwise the same": True}
+    one = {
+        "before": [0.5, 0.4, 0.6],
+        "after": [0.5, 0.4, 0.6],
+        "bitwise the same": True,
+        "newcomer": [[0.5, 0.4, 0.6]] * 2,
+    }
     write_page(tmp_path / "results.md", found | {"forgetting": {"process": {0: one}}}, arms)
     page = (tmp_path / "results.md").read_text()
     assert f"| {WORDS['process']} | 2 | 0 % [0, 5] | 100 % [95, 100] |" in page and "| never |" in page

@@ -105,12 +105,14 @@ def _goals(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 def _forgetting(found: dict[str, Any]) -> Iterator[str]:
     yield "The first team's held-out success before and after a second system (one more role) was trained from its\n"
     yield "adapters. With an adapter per role the newcomer gets its own; a single adapter is trained on.\n\n"
-    yield "| adapters | seed | before | after | adapters bitwise the same |\n|---|---|---|---|---|\n"
+    yield "| adapters | seed | before | after | adapters bitwise the same | newcomer's success, before and after |\n"
+    yield "|---|---|---|---|---|---|\n"
     for arm, seeds in found.items():
         for seed, one in seeds.items():
             kind = "one per role" if arm == "process" else "one for all"
             same = "yes" if one["bitwise the same"] else "no"
-            yield f"| {kind} | {seed} | {_share(one['before'])} | {_share(one['after'])} | {same} |\n"
+            newcomer = ", ".join(_share(one["newcomer"][end]) for end in (0, -1))
+            yield f"| {kind} | {seed} | {_share(one['before'])} | {_share(one['after'])} | {same} | {newcomer} |\n"
 
 
 def _picture(arms: dict[str, list[Done]]) -> bytes:
