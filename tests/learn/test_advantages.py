@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,6 +78,21 @@ def test_groups_and_unscored_actions_stay_apart(advantage: str) -> None:
     found = firsts([*BATCH, *other], advantage=advantage)
     assert found[:4] == pytest.approx(firsts(BATCH, advantage=advantage), abs=1e-6)
     assert found[4] < 0 < found[5] and found[6] == 0
+
+
+def on_rank(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    found = {name: firsts(BATCH[rank::2], advantage=name) for name in ("reinforce++", "grpo", "rloo")}
+    Path(f"{folder}/{rank}.json").write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_actions_are_compared_with_those_of_all_ranks(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(on_rank, (str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        for name, found in json.loads((tmp_path / f"{rank}.json").read_text()).items():
+            assert found == firsts(BATCH, advantage=name)[rank::2], name
 
 
 # --- variable length -------------------------------------------------------------------------------------------------
