@@ -52,6 +52,15 @@ def test_its_kl_is_in_the_return_of_every_token_before_it() -> None:
     )
 
 
+def test_equal_scores_leave_the_kl_at_its_own_size() -> None:
+    """As where no episode of an outcome-only step succeeded: whitened, beta times noise would be a full step."""
+    equal = [sample(0.7, tokens) for tokens in TOKENS]
+    distances = [torch.full((tokens,), 0.02 * place) for place, tokens in enumerate(TOKENS)]
+    found = torch.cat(advantages_of(equal, distances, LearnConfig(roles=("r",), beta=0.1)))
+    returns = torch.tensor([-0.1 * 0.02 * p * (n - t) for p, n in enumerate(TOKENS) for t in range(n)])
+    assert torch.allclose(found, returns - returns.mean(), atol=1e-6)
+
+
 def test_grpo_counts_actions_not_tokens() -> None:
     std = math.sqrt((0.25 + 0.25) / 4)
     assert firsts(BATCH, advantage="grpo") == pytest.approx([(s - 0.5) / std for s in SCORES], abs=1e-6)
