@@ -58,6 +58,13 @@ class SandboxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     )
     workspace_files: Annotated[int, _doc("files and folders one workspace may hold", ge=16)] = 4096
     processes: Annotated[int, _doc("processes and threads one execution may have", ge=1)] = 64
+    cgroup: Annotated[
+        str,
+        _doc(
+            "a cgroup v2 folder delegated to the trainer's user, with the controllers memory and pids and no process "
+            "in it: the kernel then bounds an execution's processes together. Empty: their resident memory is watched"
+        ),
+    ] = ""
     output_kb: Annotated[int, _doc("stdout and stderr kept of one execution, KiB each", ge=1)] = 16
     output_limit_mb: Annotated[int, _doc("stdout and stderr together at which an execution is ended, MiB", ge=1)] = 16
     parallel: Annotated[int, _doc("executions at the same time; 0 = one per core", ge=0)] = 0

@@ -85,7 +85,7 @@ class ServerProcess:
     @classmethod
     async def start(cls, config: SandboxConfig, mode: str, patience: float = PATIENCE) -> ServerProcess:
         """Start a server and wait until it has preloaded. Raises ServerRefused, or SandboxError where it dies."""
-        server = cls(*await asyncio.to_thread(_spawn, mode), patience)
+        server = cls(*await asyncio.to_thread(_spawn, mode, config.cgroup), patience)
         server._channel.send({"limits": limits_of(config), "preload": list(config.preload)})
         try:
             await server._become_ready()
@@ -222,7 +222,7 @@ def limits_of(config: SandboxConfig) -> dict[str, int]:
     }
 
 
-def _spawn(mode: str) -> tuple[subprocess.Popen[bytes], socket.socket, int]:
+def _spawn(mode: str, cgroup: str) -> tuple[subprocess.Popen[bytes], socket.socket, int]:
     """Start the server's first process: vfork and exec, whatever the size of this one; an empty environment."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     log = os.memfd_create("sandbox-server-stderr", os.MFD_CLOEXEC)
@@ -230,7 +230,7 @@ def _spawn(mode: str) -> tuple[subprocess.Popen[bytes], socket.socket, int]:
     try:
         with theirs:
             process = subprocess.Popen(
-                command(str(Path(__file__).parent), mode, str(trainer)),
+                command(str(Path(__file__).parent), mode, str(trainer), cgroup),
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=log,

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from . import syscalls as sys_
+from .cgroup import claim
 from .syscalls import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_RDONLY, MS_REC, MS_REMOUNT, mount, unshare
 
 SERVER_ID, EXECUTION_ID = 65533, 65534
@@ -56,14 +57,16 @@ class Identity:
         return [SERVER_ID, EXECUTION_ID] if self.separate else [0]
 
 
-def launch(trainer: int, command: list[str], environment: dict[str, str]) -> NoReturn:
-    """Become the guard; run `command` as the server. `trainer` is a pidfd; descriptor 0 is the control socket.
+def launch(trainer: int, command: list[str], environment: dict[str, str], *, cgroup: str = "") -> NoReturn:
+    """Become the guard; run `command` as the server. `trainer` is a pidfd; descriptor 0 is the control socket;
+    `cgroup` a folder delegated to us, or empty.
 
-    `command` gets one more argument, JSON: which in-namespace id executions take, and the paths that their own
-    /tmp and /dev/shm would hide. What fails is reported over the control socket.
+    `command` gets one more argument, JSON: which in-namespace id executions take, the paths that their own /tmp and
+    /dev/shm would hide, and a descriptor of the cgroup. What fails is reported over the control socket.
     """
     try:
         identity = _identity()
+        groups = claim(cgroup, SERVER_ID if identity.separate else None) if cgroup else None
         unshare(sys_.CLONE_NEWNS | sys_.CLONE_NEWPID | (0 if identity.separate else sys_.CLONE_NEWUSER), "namespaces")
         if not identity.separate:
             _write("/proc/self/setgroups", "deny")
@@ -75,7 +78,9 @@ def launch(trainer: int, command: list[str], environment: dict[str, str]) -> NoR
         os.close(trainer)
         sys_.prctl(sys_.PR_SET_PDEATHSIG, signal.SIGKILL)
         overlaid = _build_root()
-        facts = {"execution_id": int(identity.separate), "overlaid": overlaid}
+        facts = {"execution_id": int(identity.separate), "overlaid": overlaid, "groups": groups}
+        if groups is not None:
+            os.set_inheritable(groups, True)
         _become_server(identity, [*command, json.dumps(facts)], environment)
     except OSError as error:
         _report(error)

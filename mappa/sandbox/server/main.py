@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
 from . import heap, memory, runner
+from .cgroup import Groups, claim
 from .confine import Limits, lower_limit
 
 _DESCRIPTORS = 4096
@@ -83,11 +84,14 @@ class Execution:
 
 
 class Server:
-    def __init__(self, control: socket.socket, trainer: int, isolation: Isolation, limits: Limits) -> None:
+    def __init__(
+        self, control: socket.socket, trainer: int, isolation: Isolation, limits: Limits, groups: Groups | None
+    ) -> None:
         self._control = control
         self._trainer = trainer
         self._isolation = isolation
         self._limits = limits
+        self._groups = groups
         self._next_look = 0.0
         self._poll = select.poll()
         self._running: dict[int, Execution] = {}  # by pidfd
@@ -177,13 +181,15 @@ class Server:
         started, starter = os.pipe()
         begin = time.monotonic()
         try:
+            if self._groups is not None:
+                self._groups.open(request["id"])
             pid = self._isolation.fork()
         except OSError as error:
             self.send({"op": "ended", "id": request["id"], "failure": f"fork: {error}"})
             os.close(started)
         else:
             if pid == 0:
-                _become_execution(self._isolation, request, [*descriptors, starter])
+                _become_execution(self._isolation, self._groups, request, [*descriptors, starter])
             pidfd = os.pidfd_open(pid)
             self._running[pidfd] = Execution(
                 id=request["id"],
@@ -206,6 +212,8 @@ class Server:
         os.close(execution.pidfd)
         started = os.read(execution.started, 4096)
         os.close(execution.started)
+        if self._groups is not None and self._groups.close(execution.id) and execution.verdict is None:
+            execution.verdict = "memory"
         cpu, exit_code = usage.ru_utime + usage.ru_stime, self._isolation.exit_code(status)
         if execution.verdict is None and exit_code < 0 and cpu >= execution.cpu_limit:
             execution.verdict = "timeout"
@@ -245,7 +253,8 @@ class Server:
             return
         for pid, resident in memory.trees(watched).items():
             execution = watched[pid]
-            if sum(resident.values()) > self._limits.memory and memory.proportional(resident) > self._limits.memory:
+            hoards = self._groups is None and sum(resident.values()) > self._limits.memory
+            if hoards and memory.proportional(resident) > self._limits.memory:
                 self._kill(execution, "memory")
             elif self._isolation.is_full(execution.workspace):
                 self._kill(execution, "disk-limit")
@@ -257,9 +266,13 @@ class Server:
             self._isolation.kill(execution.pid, execution.pidfd)
 
 
-def _become_execution(isolation: Isolation, request: Message, descriptors: list[int]) -> NoReturn:
+def _become_execution(
+    isolation: Isolation, groups: Groups | None, request: Message, descriptors: list[int]
+) -> NoReturn:
     """In the fork: arrange the descriptors, shut everything else, enter the isolation, run the code."""
     try:
+        if groups is not None:
+            groups.enter(request["id"])
         code, out, err, report, starter = (_raised(descriptor) for descriptor in descriptors)
         null = _raised(os.open("/dev/null", os.O_RDONLY))
         for target, descriptor in enumerate((null, out, err, report, starter, code)):
@@ -282,10 +295,18 @@ def _raised(descriptor: int) -> int:
     return fcntl.fcntl(descriptor, fcntl.F_DUPFD, 64)
 
 
-def main(make_isolation: Callable[[Limits], Isolation], *, trainer: int = -1, preload: bool = True) -> None:
+def main(
+    make_isolation: Callable[[Limits], Isolation],
+    *,
+    trainer: int = -1,
+    cgroup: str = "",
+    groups: int | None = None,
+    preload: bool = True,
+) -> None:
     """Read the settings, preload, say so, serve. What goes wrong before is told as "failed".
 
-    `trainer`: a pidfd, where no guard watches it.
+    `trainer`: a pidfd, where no guard watches it. `groups`: the cgroup for executions, where it is claimed already;
+    else `cgroup` is, if it is not empty.
     """
     control = socket.socket(fileno=0)
     settings = json.loads(control.recv(1 << 16))
@@ -294,6 +315,8 @@ def main(make_isolation: Callable[[Limits], Isolation], *, trainer: int = -1, pr
     try:
         lower_limit(resource.RLIMIT_NOFILE, _DESCRIPTORS)
         limits = Limits(**settings["limits"])
+        if cgroup:
+            groups = claim(cgroup)
         isolation = make_isolation(limits)
         stage = "preload"
         heap.preload(settings["preload"] if preload else ())
@@ -303,7 +326,7 @@ def main(make_isolation: Callable[[Limits], Isolation], *, trainer: int = -1, pr
         return
     runner.hide()
     heap.settle()
-    server = Server(control, trainer, isolation, limits)
+    server = Server(control, trainer, isolation, limits, None if groups is None else Groups(groups, limits))
     server.send({"op": "ready", "preload_seconds": time.monotonic() - begin, "folder": isolation.folder})
     try:
         server.serve()
