@@ -22,7 +22,7 @@ SOURCES := setup.py pyproject.toml $(wildcard csrc/* csrc/*/*)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-dev setup-bench sglang bubblewrap train test test-sglang test-slow lint format lock bench-quick clean
+.PHONY: help setup setup-dev setup-bench sglang bubblewrap train test test-sglang test-slow lint format lock bench-quick results clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -63,6 +63,9 @@ format: setup-dev ## let ruff rewrite what it can
 
 bench-quick: setup-dev ## run every bench on small shapes: that it runs, not how fast
 	@set -e; for program in $(BENCHES); do echo "== $$program"; $(PY) -m $$program --quick; done
+
+results: setup ## train the team with and without per-action rewards (hours; goes on where it was) and write docs/results.md
+	$(PY) -m bench.arms --json bench/results/results.json --page docs/results.md $(ARGS)
 
 lock: setup-dev ## pin what is in .venv now, after an upgrade by hand
 	$(PY) requirements/lock.py

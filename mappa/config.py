@@ -25,6 +25,10 @@ def _doc(text: str, **bounds: float) -> Meta:
     return Meta(description=text, **bounds)  # type: ignore[call-overload]
 
 
+RewardKind = Literal["process", "outcome", "team", "shuffled"]
+GroupBy = Literal["role", "role-turn", "role-kind", "role-task", "role-task-turn", "all"]
+
+
 class TasksConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the tasks come from."""
 
@@ -291,6 +295,9 @@ class LearnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         tuple[str, ...], _doc("roles, each with an adapter of its own; the system's, unless embedded")
     ] = ()
     seed: Annotated[int, _doc("seed of the adapters' initial weights; the run's own unless embedded", ge=0)] = 0
+    start: Annotated[
+        str, _doc("folder of adapters to start from, such as runs/OTHER/adapters; those it does not hold start anew")
+    ] = ""
     rank: Annotated[int, _doc("rank of every adapter", ge=1, le=256)] = 16
     alpha: Annotated[float, _doc("LoRA scale is alpha / rank", gt=0)] = 32.0
     targets: Annotated[tuple[str, ...], _doc("names of the linear layers that get an adapter")] = (
@@ -347,10 +354,28 @@ class LearnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             "false: they count with the score they got, where running on is itself the fault"
         ),
     ] = True
-    whiten: Annotated[bool, _doc("normalise advantages: mean 0, standard deviation 1 within each group")] = True
-    group_by: Annotated[Literal["role", "role-kind", "all"], _doc("the groups advantages are normalised within")] = (
-        "role"
-    )
+    reward: Annotated[
+        RewardKind,
+        _doc(
+            "what an action is rewarded with. 'process': its own score; and, to compare with: 'outcome': whether its "
+            "episode succeeded; 'team': the mean score of its episode; 'shuffled': the score of another action"
+        ),
+    ] = "process"
+    advantage: Annotated[
+        Literal["reinforce++", "grpo", "rloo"],
+        _doc(
+            "'reinforce++': returns, normalised over the tokens of a group; 'grpo': scores, normalised over its "
+            "actions; 'rloo': scores less the mean of its other actions. The last two are meant for groups of one task "
+            "(group_by, rollout.samples_per_task)"
+        ),
+    ] = "reinforce++"
+    whiten: Annotated[
+        bool, _doc("reinforce++: normalise advantages to mean 0, standard deviation 1 within each group")
+    ] = True
+    group_by: Annotated[
+        GroupBy,
+        _doc("the groups advantages are normalised within: actions of one role, and of one turn, kind of task or task"),
+    ] = "role"
     tokens_per_micro_batch: Annotated[
         int, _doc("packed tokens per forward and backward pass on one rank, prefixes counted once", ge=64)
     ] = 2048
@@ -379,6 +404,7 @@ class EvaluateConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     samples: Annotated[int, _doc("sampled episodes per task", ge=0)] = 8
     greedy: Annotated[bool, _doc("also one greedy episode per task")] = True
     temperature: Annotated[float, _doc("temperature of the sampled episodes", gt=0)] = 0.6
+    every: Annotated[int, _doc("steps between further measurements on the way; 0 = none", ge=0)] = 0
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -393,6 +419,10 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         _doc("of the frozen base; auto: bfloat16 where the machine multiplies it natively, else float32"),
     ] = "auto"
     system: Annotated[str, _doc("the team: 'module:name'")] = "mappa.systems.datascience:DataScienceTeam"
+    adapters: Annotated[
+        Literal["per-role", "shared"],
+        _doc("'per-role': as the system's roles say, each its own unless they name one; 'shared': one for all of them"),
+    ] = "per-role"
     runs: Annotated[str, _doc("folder that holds the run folders")] = "runs"
     seed: Annotated[int, _doc("everything random derives from it", ge=0)] = 0
     steps: Annotated[int, _doc("updates", ge=1)] = 10

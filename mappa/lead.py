@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
@@ -32,11 +31,12 @@ from mappa.rollout.stage import derive_seed
 from mappa.rollout.team import Team
 from mappa.run import Run, tasks_of_step
 from mappa.sampler.choice import check_sampler
-from mappa.systems import adapters_of, load_system
+from mappa.systems import adapters_of, team_of
 from mappa.tasks import prepare
 from mappa.types import Episode, Sample, Task
 
-Phase = Literal["base", "trained"]
+Phase = str
+"""`base`, `trained`, and `step-12` on the way."""
 
 
 class Lead:
@@ -46,7 +46,7 @@ class Lead:
         self.config = config
         self.run = run
         check_sampler(config)
-        self.system = load_system(config.system)
+        self.system = team_of(config)
         self.roles = list(adapters_of(self.system))
         self.tasks = prepare(config.tasks, cache_home())
         self.results: dict[tuple[Phase, Mode], EvaluationResult] = {}
@@ -124,11 +124,14 @@ class Lead:
         """The episodes of one step, as samples divided among the ranks; Nones if the run was asked to stop or its coach
         has stopped.
 
-        Those of later steps are started too, as many as `rollout.max_staleness` lets run ahead.
+        Those of later steps are started too, as many as `rollout.max_staleness` lets run ahead. Where `evaluate.every`
+        asks for it, the team is measured first.
         """
-        settings = self.config.rollout
+        settings, every = self.config.rollout, self.config.evaluate.every
         if (why := self.team.coach_stopped) is not None:
             self.progress.note(f"the coach scores no more: {why}; the run stops here, what it learned is saved")
+            return [None] * parts
+        if step and every and step % every == 0 and not self.evaluate(f"step-{step}"):
             return [None] * parts
         self._rolling = self.team.timeline.now()
         self.progress.phase("rollouts", settings.episodes)
@@ -141,7 +144,7 @@ class Lead:
         self._episodes = episodes
         self.progress.phase("learning")
         self._learning_began = self.team.timeline.now()
-        samples = samples_of(episodes, group_by=self.config.learn.group_by)
+        samples = samples_of(episodes, group_by=self.config.learn.group_by, reward=self.config.learn.reward)
         return split_by_cost(samples, self.roles, parts)
 
     def publish(self, learner: Learner) -> None:

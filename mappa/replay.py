@@ -26,7 +26,7 @@ from mappa.rollout.purchases import JournalStore
 from mappa.rollout.samples import samples_of
 from mappa.rollout.stage import context_of
 from mappa.run import learn_settings
-from mappa.systems import load_system
+from mappa.systems import team_of
 from mappa.tasks import prepare
 from mappa.types import Episode, Task, Verdict
 
@@ -92,7 +92,7 @@ async def _score(
     record: Record, coach: Coach, config: Config, tasks: dict[str, Task], journal: Journal, free: asyncio.Semaphore
 ) -> Record:
     """One episode, each of its measured actions scored from what the first coach was shown."""
-    roles = {role.name: role for role in load_system(config.system).roles}
+    roles = {role.name: role for role in team_of(config).roles}
     if record.episode.task not in tasks:
         raise JournalError(f"episode {record.episode.id}: there is no task {record.episode.task} any more")
     actions = {ordinal: entry.action for ordinal, entry in record.entries.items()}
@@ -144,7 +144,7 @@ def _learn(steps: Sequence[list[Record]], config: Config, out: Path, say: Callab
     learner = Learner(settings, temperature=config.sampler.temperature, total_steps=config.steps, faults=out / "faults")
     for records in steps:
         episodes = [record.episode for record in records]
-        samples = samples_of(episodes, group_by=config.learn.group_by)
+        samples = samples_of(episodes, group_by=config.learn.group_by, reward=config.learn.reward)
         report = learner.step(split_by_cost(samples, settings.roles, 1)[0])
         metrics = step_metrics(episodes, report, Seconds(learn=report.seconds.get("step", 0.0)), 0)
         append_metrics(out / "metrics.jsonl", metrics)

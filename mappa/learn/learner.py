@@ -76,6 +76,8 @@ class Learner:
         _agree(config, temperature, total_steps)
         self._policy = Policy(self.base, self.router, self.weights, config, temperature)
         self._engine, self.optimizer = start_engine(self._policy, self.weights, config)
+        if config.start:
+            self._start_from(Path(config.start))
 
     @property
     def adapters(self) -> dict[str, Adapter]:
@@ -153,6 +155,13 @@ class Learner:
             self._stopped = True  # the engine holds gradients of half a step
             raise
         return msgspec.structs.replace(report, seconds=clock.parts())
+
+    def _start_from(self, folder: Path) -> None:
+        known = [role for role in self.config.roles if (folder / role).is_dir()]
+        if not known:
+            raise AdapterError(f"learn.start: {folder} holds no adapter of {', '.join(self.config.roles)}")
+        for role in known:
+            self.adopt(role, folder / role)
 
     def _step(self, samples: Sequence[Sample], coefficients: Coefficients | None, clock: Clock) -> LearnReport:
         chosen = self._accept(samples)

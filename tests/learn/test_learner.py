@@ -182,7 +182,10 @@ def test_a_foreign_loss_of_another_length_is_refused(tiny_model: Path) -> None:
         Learner(settings(tiny_model)).step(make_samples(0), coefficients=lambda logprob, batch: logprob[1:])
 
 
-@pytest.mark.parametrize("changes", [{"loss": "cispo"}, {"loss": "gspo"}, {"loss": "reinforce"}, {"tis_cap": 2.0}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"loss": "cispo"}, {"loss": "gspo"}, {"loss": "reinforce"}, {"tis_cap": 2.0}, {"advantage": "rloo"}],
+)
 def test_other_objectives_move_every_role(tiny_model: Path, changes: dict[str, object]) -> None:
     learner = Learner(settings(tiny_model, **changes))
     before = {role: weights_of(learner, role) for role in ROLES}
