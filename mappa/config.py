@@ -124,6 +124,45 @@ class CoachConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ] = 2.0
     quorum: Annotated[float, _doc("share of members that must agree, else there is no score", gt=0, le=1)] = 0.5
     replay: Annotated[str, _doc("journal whose verdicts kind 'replay' gives")] = ""
+    monitor: Annotated[
+        bool,
+        _doc(
+            "watch the coach: means, gaps between kinds on actions of equal outcome, drift, canaries. It observes and "
+            "changes no score"
+        ),
+    ] = True
+    alarm_rate: Annotated[float, _doc("chance that a run, however long, has any false alarm", gt=0, lt=1)] = 0.05
+    canary_every: Annotated[
+        int,
+        _doc("steps between scorings of the canaries, actions that deserve nothing and ask for a 10; 0 = no", ge=0),
+    ] = 10
+    anchor_every: Annotated[
+        int,
+        _doc(
+            "steps between scorings of the anchors, actions of the first step that show the coach's drift; 0 = never",
+            ge=0,
+        ),
+    ] = 10
+    repeat: Annotated[
+        float,
+        _doc("share of actions that are scored twice more, to see how exact a single score is", ge=0, le=1),
+    ] = 0.01
+    correct: Annotated[
+        Literal["off", "offset"],
+        _doc(
+            "'offset': take off each role's scores what one kind of task is favoured by on actions of equal outcome. "
+            "(learn.group_by='role-kind' normalises each kind on its own instead)"
+        ),
+    ] = "off"
+    retrospect: Annotated[
+        bool,
+        _doc(
+            "once an episode has its outcome, blame failures on whoever caused them, over the files and messages used"
+        ),
+    ] = False
+    memory: Annotated[
+        bool, _doc("show a coach that reads its own record for the role and kind, and the role's recurring faults")
+    ] = False
     budget_tokens: Annotated[int, _doc("tokens a run may buy, prompts and replies together; 0 = no limit", ge=0)] = 0
     budget_dollars: Annotated[float, _doc("what a run may cost; 0 = no limit", ge=0)] = 0.0
 
@@ -404,6 +443,10 @@ def config_from(raw: dict[str, Any], *, where: str = "config") -> Config:
         raise ConfigError(
             f"{where}: learn.shard_base divides the base that sampler.kind='local' generates with; leave it out here. "
             "It is for learners whose samples come from elsewhere"
+        )
+    if not config.coach.monitor and (config.coach.correct != "off" or config.coach.memory):
+        raise ConfigError(
+            f"{where}: coach.correct and coach.memory live on what coach.monitor has seen; leave it on, or both off"
         )
     if config.sampler.kind == "local" and config.rollout.max_staleness > 0:
         raise ConfigError(

@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from mappa.coach.watch import Review
 from mappa.config import Config, available_cores, cache_home
 from mappa.errors import ConfigError
 from mappa.evaluate import Mode, evaluate
@@ -54,7 +55,8 @@ class Lead:
         self._stack = stack
         self._begun = 0  # steps whose episodes were started
         self._episodes: list[Episode] = []
-        self._rolling = self._learning_began = self._learned = self._published = self._step_done = 0.0
+        self._review: Review
+        self._rolling = self._scored = self._learning_began = self._learned = self._published = self._step_done = 0.0
 
     @classmethod
     @contextmanager
@@ -84,6 +86,7 @@ class Lead:
         for line in self.run.notes:
             self.progress.note(line)
         self.team.publish(learner.steps, learner.adapters)
+        self.team.watch(self.tasks.train, learner.steps)
         self._begun = learner.steps
         self._step_done = self.team.timeline.now()
         interrupts.on_first(self._drain)
@@ -139,9 +142,13 @@ class Lead:
         if episodes is None:
             return [None] * parts
         self._episodes = episodes
+        self._scored = self.team.timeline.now()
+        review = self._review = self.team.review(step + 1, episodes)
+        for alarm in review.news:
+            self.progress.note(f"coach: {alarm.text}")
         self.progress.phase("learning")
         self._learning_began = self.team.timeline.now()
-        samples = samples_of(episodes, group_by=self.config.learn.group_by)
+        samples = samples_of(review.episodes, group_by=self.config.learn.group_by, offsets=review.offsets)
         return split_by_cost(samples, self.roles, parts)
 
     def publish(self, learner: Learner) -> None:
@@ -155,14 +162,15 @@ class Lead:
         """Keep and show the step's numbers; on return they, and the step's episodes, are on disk."""
         measured, before = self.team.measure(), self._step_done
         generated = merge(
-            (max(span.began, self._rolling), min(span.ended, self._learning_began))
+            (max(span.began, self._rolling), min(span.ended, self._scored))
             for span in measured.spans
-            if span.kind == "generate" and span.began < self._learning_began and span.ended > self._rolling
+            if span.kind == "generate" and span.began < self._scored and span.ended > self._rolling
         )
         now = self.team.timeline.now()
         seconds = Seconds(
             generate=total(generated),
-            execute=self._learning_began - self._rolling - total(generated),
+            execute=self._scored - self._rolling - total(generated),
+            coach=self._learning_began - self._scored,
             learn=self._learned - self._learning_began,
             publish=self._published - self._learned,
             other=self._rolling - before + now - self._published,  # before: the last step's checkpoint
@@ -177,7 +185,7 @@ class Lead:
             replayed=measured.count.replayed,
             differed=measured.count.differed,
         )
-        metrics = step_metrics(self._episodes, report, seconds, measured.count.tokens, rollout)
+        metrics = step_metrics(self._episodes, report, seconds, measured.count.tokens, rollout, self._review)
         append_metrics(self.run.metrics, metrics)
         self.journal.add_step(report.step, msgspec.json.encode(metrics).decode())
         self.scalars.write(metrics)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from mappa.coach.budget import Budget
-from mappa.coach.context import ActionContext, Coach, makers
+from mappa.coach.context import ActionContext, Coach, Standing, makers
 from mappa.coach.ensemble import EnsembleCoach
 from mappa.coach.llm import LlmCoach
 from mappa.coach.replay import ReplayCoach
@@ -31,6 +31,7 @@ __all__ = [
     "ReplayCoach",
     "RubricCoach",
     "Spending",
+    "Standing",
     "load_coach",
     "makers",
 ]

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from statistics import fmean, median
 
+from mappa.coach.canary import own_score
 from mappa.coach.context import ActionContext, Coach
 from mappa.errors import CoachError
 from mappa.types import Fact, Verdict
@@ -29,6 +30,10 @@ class EnsembleCoach:
         verdicts = await asyncio.gather(*(member.score(context) for member in self._members))
         given = [v.score for v in verdicts if v.score is not None]
         facts: dict[str, Fact] = {f"score {v.coach}": v.score for v in verdicts}
+        if spent := [v for v in verdicts if v.missing == "budget"]:  # the others would go on with fewer eyes
+            return Verdict(evidence=facts, reason=spent[0].reason, score=None, coach=self.name, missing="budget")
+        own = [raw for v in verdicts if (raw := own_score(v)) is not None]
+        facts["raw"] = max(own, default=None)  # one member that can be fooled is one too many
         if not given:
             first = verdicts[0]
             return Verdict(

@@ -17,7 +17,7 @@ from mappa.coach.budget import Budget
 from mappa.coach.client import ChatClient
 from mappa.coach.client_wire import Refusal
 from mappa.coach.context import ActionContext
-from mappa.coach.memory import Record
+from mappa.coach.memory import remembered
 from mappa.coach.prompt import Prompt, TooLong, build, load_template
 from mappa.coach.reply import SCHEMA, Judgement, Unreadable, read_judgement
 from mappa.coach.rubric import ceiling, is_victim
@@ -55,8 +55,6 @@ class LlmCoach:
         self._template = load_template("score")
         self._client = ChatClient(config, budget=budget, store=store)
         self._refused: str | None = None
-        self.record = Record()
-        """What it is shown of its own past; replaced between steps, so that a resumed run asks the same."""
         self.name = f"llm:{config.model}/{self._template.id}/{'+'.join(rubric.id for rubric in self._rubrics)}"
 
     @property
@@ -92,8 +90,8 @@ class LlmCoach:
         """Ask; ask with a shorter prompt where the endpoint finds it too long; ask once for the form."""
         room = self._config.window - self._config.max_tokens
         refusal = Refusal("too-long", "")
+        memory, faults = remembered(context.standing)
         for _ in range(SHRINKS):
-            memory, faults = self.record.shown(context.role.name, context.task.kind)
             prompt = build(context, self._template, rubric, room=room, memory=memory, more=faults)
             if isinstance(prompt, TooLong):
                 reason = (

@@ -13,7 +13,7 @@ from typing import Protocol
 from msgspec import Struct
 from msgspec.structs import replace
 
-from mappa.coach import ActionContext, Coach
+from mappa.coach import ActionContext, Coach, Standing
 from mappa.errors import JournalError
 from mappa.journal import Entry, Journal, Observation
 from mappa.rollout.budget import Budget, WorkLeft
@@ -47,6 +47,8 @@ class Services(Struct, frozen=True, kw_only=True):
     budget: Budget
     work: WorkLeft
     longest_first: bool
+    standing: Callable[[int, str, str], Standing | None] = lambda step, role, kind: None
+    """What the coach is shown of its own past, by step, role and kind of task."""
 
 
 class Rules(Struct, frozen=True, kw_only=True):
@@ -119,6 +121,8 @@ class EpisodeStage:
             await self._services.journal.written()
         if action.verdict is None:
             context = context_of(self.task, role, ordinal, self._actions, observation, messages)
+            standing = self._services.standing(self._episode.step, role.name, self.task.kind)
+            context = replace(context, standing=standing) if standing is not None else context
             self._scoring.append(asyncio.create_task(self._score(ordinal, context)))
         return action
 
