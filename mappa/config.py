@@ -474,10 +474,15 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+MAY_CHANGE = ("coach.budget_tokens", "coach.budget_dollars")
+"""What a run may go on with another value of: how far it gets, not what it does, depends on it."""
+
+
 def differences(old: Config, new: Config) -> list[str]:
-    """One line per value that differs: `learn.lr: 0.0005 -> 0.0002`."""
+    """One line per value that differs and must not: `learn.lr: 0.0005 -> 0.0002`."""
     before, after = dict(_flatten(old)), dict(_flatten(new))
-    return [f"{key}: {before[key]} -> {after[key]}" for key in before if before[key] != after[key]]
+    keys = [key for key in before if key not in MAY_CHANGE and before[key] != after[key]]
+    return [f"{key}: {before[key]} -> {after[key]}" for key in keys]
 
 
 def describe() -> str:

@@ -11,7 +11,7 @@ import msgspec
 
 from mappa.coach.watch import Review
 from mappa.config import Config, available_cores, cache_home
-from mappa.errors import ConfigError
+from mappa.errors import CoachError, ConfigError
 from mappa.evaluate import Mode, evaluate
 from mappa.interrupt import Interrupts
 from mappa.journal import Journal, Span
@@ -125,13 +125,12 @@ class Lead:
 
     def roll_out(self, step: int, parts: int) -> Sequence[list[Sample] | None]:
         """The episodes of one step, as samples divided among the ranks; Nones if the run was asked to stop or its coach
-        has stopped.
+        has stopped: then unscored episodes stay unfinished, and are scored when the run goes on.
 
         Those of later steps are started too, as many as `rollout.max_staleness` lets run ahead.
         """
         settings = self.config.rollout
-        if (why := self.team.coach_stopped) is not None:
-            self.progress.note(f"the coach scores no more: {why}; the run stops here, what it learned is saved")
+        if self.team.coach_stopped is not None:
             return [None] * parts
         self._rolling = self.team.timeline.now()
         self.progress.phase("rollouts", settings.episodes)
@@ -150,6 +149,11 @@ class Lead:
         self._learning_began = self.team.timeline.now()
         samples = samples_of(review.episodes, group_by=self.config.learn.group_by, offsets=review.offsets)
         return split_by_cost(samples, self.roles, parts)
+
+    def check_coach(self) -> None:
+        """Raise CoachError if that is why the run has stopped."""
+        if (why := self.team.coach_stopped) is not None:
+            raise CoachError(f"the coach scores no more, so the run stops here; what it learned is saved. {why}")
 
     def publish(self, learner: Learner) -> None:
         """The updated adapters, for the next rollouts."""

@@ -17,12 +17,15 @@ from statistics import fmean
 from msgspec.structs import replace
 
 from mappa.coach import Coach, load_coach
+from mappa.coach.probe import Probed
+from mappa.coach.watch import Watch, Watched
 from mappa.config import Config, available_cores, cache_home, override
 from mappa.errors import JournalError
 from mappa.journal import Journal, Record, read_config, read_episodes, read_records
 from mappa.observe.metrics import Seconds, append_metrics
 from mappa.observe.step import step_metrics
 from mappa.rollout.purchases import JournalStore
+from mappa.rollout.review import contexts_of
 from mappa.rollout.samples import samples_of
 from mappa.rollout.stage import context_of
 from mappa.systems import load_system
@@ -139,14 +142,22 @@ def _learn(steps: Sequence[list[Record]], config: Config, out: Path, say: Callab
     from mappa.learn.packing import split_by_cost
 
     torch.set_num_threads(config.threads or available_cores())
-    roles = [role.name for role in load_system(config.system).roles]
+    system = load_system(config.system)
+    roles = [role.name for role in system.roles]
+    tasks = {task.id: task for task in prepare(config.tasks.source, cache_home()).train}
     settings = replace(config.learn, model=config.model, dtype=config.dtype, roles=tuple(roles), seed=config.seed)
     learner = Learner(settings, temperature=config.sampler.temperature, total_steps=config.steps, faults=out / "faults")
-    for records in steps:
+    watch = Watch(config.coach)
+    for step, records in enumerate(steps, start=1):
+        watched = [
+            Watched(record.episode, contexts_of(record, tasks[record.episode.task], {r.name: r for r in system.roles}))
+            for record in records
+        ]
+        review = watch.review(step, watched, Probed())
         episodes = [record.episode for record in records]
-        samples = samples_of(episodes, group_by=config.learn.group_by)
+        samples = samples_of(review.episodes, group_by=config.learn.group_by, offsets=review.offsets)
         report = learner.step(split_by_cost(samples, roles, 1)[0])
-        metrics = step_metrics(episodes, report, Seconds(learn=report.seconds.get("step", 0.0)), 0)
+        metrics = step_metrics(episodes, report, Seconds(learn=report.seconds.get("step", 0.0)), 0, None, review)
         append_metrics(out / "metrics.jsonl", metrics)
         say(f"step {metrics.step}/{len(steps)}: {len(episodes)} episodes, {metrics.tokens_trained} action tokens")
     for role in roles:

@@ -60,7 +60,7 @@ class LlmCoach:
     @property
     def stopped(self) -> str | None:
         if self._refused is None and self._budget.exhausted:
-            return f"the coach's budget is spent: {self._budget}"
+            return f"the coach's budget is spent: {self._budget}; give it more and run the same command again"
         return self._refused
 
     @property
@@ -80,6 +80,11 @@ class LlmCoach:
             self._refused = str(error)
             raise
         if isinstance(found, Failed):
+            if found.refusal.kind in ("unavailable", "deadline") and self._client.failing() >= self._config.deadline:
+                self._refused = (
+                    f"{self._config.url} has given no reply for {self._config.deadline:g} s (coach deadline); mend it "
+                    f"and run the same command again. The last that was heard: {found.refusal.reason}"
+                )
             return Verdict(score=None, reason=found.refusal.reason, coach=self.name, missing=found.refusal.kind)
         return self._verdict(context, rubric, found)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from statistics import NormalDist, fmean, pstdev, stdev
 from typing import Literal
@@ -149,7 +149,7 @@ class Monitor:
         """Standard deviation of a single score about the coach's own mean for that action."""
         return math.sqrt(fmean(d * d for d in self._repeats) / 2) if self._repeats else None
 
-    def anchor(self, scores: dict[str, float]) -> Drift | None:
+    def anchor(self, scores: Mapping[str, float]) -> Drift | None:
         """Scores of the anchors by name: the first call freezes them, later ones are compared with it."""
         if not self._anchors:
             self._anchors = dict(scores)

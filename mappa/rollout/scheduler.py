@@ -138,7 +138,11 @@ class Scheduler:
         stage = EpisodeStage(episode, task, self.services, rules, began, recalled)
         try:
             async with limit:
-                await self._system.run(stage)
+                try:
+                    await self._system.run(stage)
+                except (Draining, MappaError):
+                    await stage.verdicts()  # what the coach is reading is paid for
+                    raise
                 await stage.verdicts()
         except TimeoutError:
             if not limit.expired():

@@ -14,9 +14,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from mappa.coach import ActionContext, Coach, Standing
-from mappa.errors import JournalError
+from mappa.errors import CoachError, JournalError
 from mappa.journal import Entry, Journal, Observation
-from mappa.rollout.budget import Budget, WorkLeft
+from mappa.rollout.budget import Budget, Draining, WorkLeft
 from mappa.rollout.place import OpenWorkspace, Place
 from mappa.rollout.published import Published
 from mappa.rollout.timeline import Measuring, Timeline
@@ -134,8 +134,12 @@ class EpisodeStage:
         return True
 
     async def verdicts(self) -> None:
-        """Return when every action so far has its verdict."""
-        await asyncio.gather(*self._scoring)
+        """Return when every action so far has its verdict. Raises what kept one from getting it, once all have ended:
+        a reply that is under way is paid for.
+        """
+        for found in await asyncio.gather(*self._scoring, return_exceptions=True):
+            if isinstance(found, BaseException):
+                raise found
 
     async def close(self) -> None:
         """Leave nothing running and no workspace behind."""
@@ -193,8 +197,17 @@ class EpisodeStage:
         return Observation(code=found, execution=execution, evidence=evidence, files=dict(workspace.files()))
 
     async def _score(self, ordinal: int, context: ActionContext) -> None:
+        """Raises Draining where the coach has stopped: the action is scored when the run goes on."""
+        coach = self._services.coach
         with self._span("coach", context.role, context.action.turn):
-            verdict = await self._services.coach.score(context)
+            try:
+                verdict = await coach.score(context)
+            except CoachError as error:
+                if coach.stopped is not None:
+                    raise Draining from error
+                raise
+        if verdict.score is None and coach.stopped is not None:
+            raise Draining
         self._services.journal.add_verdict(self._episode.id, ordinal, verdict)
         self._actions[ordinal] = replace(self._actions[ordinal], verdict=verdict)
 
