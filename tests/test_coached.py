@@ -43,8 +43,9 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def coached(folder: Path, model: Path, tasks: Path, server: Server, budget: int = 0) -> Path:
     path = config_file(folder, model)
     path.write_text(
-        f"{path.read_text()}[tasks]\nsource = '{tasks}'\n[coach]\nkind = 'llm'\nbudget_tokens = {budget}\ncanary_every = 1\nanchor_every = 1\n"
-        "repeat = 0.5\ncorrect = 'offset'\nretrospect = true\nmemory = true\n"
+        f"{path.read_text()}[tasks]\nsource = '{tasks}'\n"
+        f"[coach]\nkind = 'llm'\nbudget_tokens = {budget}\ncanary_every = 1\nanchor_every = 1\nrepeat = 0.5\n"
+        "correct = 'offset'\nretrospect = true\nmemory = true\n"
         f"[coach.chat]\nurl = '{server.url}'\nmodel = 'stand-in'\nhedge = 0.0\n"
     )
     return path

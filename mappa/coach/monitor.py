@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
+from itertools import chain, combinations
 from statistics import NormalDist, fmean, pstdev, stdev
 from typing import Literal
 
@@ -30,7 +30,7 @@ RECENT = 20
 EXPECTED_MISSING = 0.02
 LEAST_CORRELATION = 0.2
 ENOUGH = 24
-"""Actions of a stratum below which its correlation is not tested."""
+"""Scores of a stratum below which their correlation is not tested."""
 
 Strata = tuple[str, str]
 
@@ -167,13 +167,9 @@ class Monitor:
 
     def standings(self) -> dict[Strata, Standing]:
         """The coach's record as of now, by role and kind: what one with a memory is shown of its own scoring."""
-        groups: dict[Strata, list[Reading]] = defaultdict(list)
-        for readings in self._recent:
-            for reading in readings:
-                groups[reading.role, reading.kind].append(reading)
         gaps = self.gaps()
         found = {}
-        for (role, kind), readings in groups.items():
+        for (role, kind), readings in self._strata().items():
             scores = [r.score for r in readings if r.score is not None]
             if scores:
                 mine = {b: gap.size for (r, a, b), gap in gaps.items() if (r, a) == (role, kind)}
@@ -213,6 +209,13 @@ class Monitor:
                     found[r.role][r.kind].append(scored)
         return found
 
+    def _strata(self) -> dict[Strata, list[Reading]]:
+        """Readings of the last steps by role and kind."""
+        groups: dict[Strata, list[Reading]] = defaultdict(list)
+        for reading in chain.from_iterable(self._recent):
+            groups[reading.role, reading.kind].append(reading)
+        return groups
+
     def _gap_tests(self) -> Iterable[Alarm]:
         for (role, kind, other), gap in self.gaps().items():
             text = (
@@ -238,10 +241,14 @@ class Monitor:
             p = _binomial_tail(missing, stratum.count, EXPECTED_MISSING)
             text = f"{where}: {stratum.missing:.0%} of {stratum.count} scores are missing"
             yield Alarm(about="missing", where=where, size=stratum.missing, p=p, text=text)
-            if stratum.correlation is not None and stratum.count >= ENOUGH:
-                z = (math.atanh(stratum.correlation) - math.atanh(LEAST_CORRELATION)) * math.sqrt(stratum.count - 3)
-                text = f"{where}: scores hardly follow what was measured (correlation {stratum.correlation:.2f})"
-                yield Alarm(about="blind", where=where, size=stratum.correlation, p=NormalDist().cdf(z), text=text)
+        for (role, kind), readings in self._strata().items():
+            where = f"{role} on {kind}"
+            pairs = [(r.score, r.quality) for r in readings if r.score is not None]
+            found = _correlation(pairs)
+            if found is not None and len(pairs) >= ENOUGH:
+                z = (math.atanh(found) - math.atanh(LEAST_CORRELATION)) * math.sqrt(len(pairs) - 3)
+                text = f"{where}: scores hardly follow what was measured (correlation {found:.2f})"
+                yield Alarm(about="blind", where=where, size=found, p=NormalDist().cdf(z), text=text)
 
     def _drift_tests(self) -> Iterable[Alarm]:
         if self._drift is not None:
