@@ -216,7 +216,9 @@ class ChatClient:
                 asyncio.timeout(config.attempt_timeout),
                 contextlib.aclosing(await self._transport.handle_async_request(outgoing)) as response,
             ):
-                async for chunk in response.aiter_bytes():
+                # httpx's decoders cost as much as the transport, and there is hardly ever anything to decode.
+                encoded = "content-encoding" in response.headers
+                async for chunk in response.aiter_bytes() if encoded else response.stream:  # type: ignore[union-attr]
                     content += chunk
                     if len(content) > LARGEST_ANSWER:
                         return Refusal("malformed", f"a reply of more than {LARGEST_ANSWER >> 20} MiB")
