@@ -163,6 +163,15 @@ class CoachConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     memory: Annotated[
         bool, _doc("show a coach that reads its own record for the role and kind, and the role's recurring faults")
     ] = False
+    rewrite_below: Annotated[
+        float,
+        _doc(
+            "actions with code scored below this are rewritten by a coach that reads; what runs and does better in the "
+            "sandbox is learned, with weight learn.supervised; 0 = none",
+            ge=0,
+            le=10,
+        ),
+    ] = 0.0
     budget_tokens: Annotated[int, _doc("tokens a run may buy, prompts and replies together; 0 = no limit", ge=0)] = 0
     budget_dollars: Annotated[float, _doc("what a run may cost; 0 = no limit", ge=0)] = 0.0
 
@@ -360,6 +369,10 @@ class LearnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     group_by: Annotated[Literal["role", "role-kind", "all"], _doc("the groups advantages are normalised within")] = (
         "role"
     )
+    supervised: Annotated[
+        float,
+        _doc("weight of the log-likelihood of a corrected action's tokens, beside advantages of unit size", ge=0),
+    ] = 0.1
     tokens_per_micro_batch: Annotated[
         int, _doc("packed tokens per forward and backward pass on one rank, prefixes counted once", ge=64)
     ] = 2048
@@ -447,6 +460,11 @@ def config_from(raw: dict[str, Any], *, where: str = "config") -> Config:
     if not config.coach.monitor and (config.coach.correct != "off" or config.coach.memory):
         raise ConfigError(
             f"{where}: coach.correct and coach.memory live on what coach.monitor has seen; leave it on, or both off"
+        )
+    if config.coach.rewrite_below and config.coach.kind not in ("llm", "ensemble"):
+        raise ConfigError(
+            f"{where}: coach.rewrite_below needs a coach that writes; coach.kind is {config.coach.kind!r}, set it to "
+            "'llm' or 'ensemble'"
         )
     if config.sampler.kind == "local" and config.rollout.max_staleness > 0:
         raise ConfigError(

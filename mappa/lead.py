@@ -27,7 +27,7 @@ from mappa.observe.speed import speed_of, speed_text
 from mappa.observe.step import step_metrics
 from mappa.observe.summary import Summary, replace_file, write_summary
 from mappa.observe.timeline import merge, rollout_metrics, total
-from mappa.rollout.samples import samples_of
+from mappa.rollout.samples import samples_of, supervised_of
 from mappa.rollout.scheduler import Job
 from mappa.rollout.stage import derive_seed
 from mappa.rollout.team import Team
@@ -148,6 +148,7 @@ class Lead:
         self.progress.phase("learning")
         self._learning_began = self.team.timeline.now()
         samples = samples_of(review.episodes, group_by=self.config.learn.group_by, offsets=review.offsets)
+        samples += supervised_of(review.rewrites, self.config.learn.supervised)
         return split_by_cost(samples, self.roles, parts)
 
     def check_coach(self) -> None:

@@ -10,7 +10,7 @@ Adapters go to OUT/adapters, metrics to OUT/metrics.jsonl; a journal with the ne
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -25,8 +25,8 @@ from mappa.journal import Journal, Record, read_config, read_episodes, read_reco
 from mappa.observe.metrics import Seconds, append_metrics
 from mappa.observe.step import step_metrics
 from mappa.rollout.purchases import JournalStore
-from mappa.rollout.review import contexts_of
-from mappa.rollout.samples import samples_of
+from mappa.rollout.review import contexts_of, read_probed
+from mappa.rollout.samples import samples_of, supervised_of
 from mappa.rollout.stage import context_of
 from mappa.systems import load_system
 from mappa.tasks import prepare
@@ -48,7 +48,8 @@ def replay(
         raise JournalError(f"{run} has no step whose episodes all ended; there is nothing to replay")
     if coach is not None:
         steps = rescored(steps, config, out / "journal.sqlite", say)
-    _learn(steps, config, out, say)
+    probed = read_probed(path) if coach is None else {}  # another coach was never asked
+    _learn(steps, probed, config, out, say)
 
 
 def finished_steps(path: Path, steps: int) -> Iterator[list[Record]]:
@@ -135,7 +136,13 @@ def _mean(scores: Sequence[float]) -> str:
     return f"{fmean(scores):.2f}" if scores else "-"
 
 
-def _learn(steps: Sequence[list[Record]], config: Config, out: Path, say: Callable[[str], None]) -> None:
+def _learn(
+    steps: Sequence[list[Record]],
+    probed: Mapping[int, Probed],
+    config: Config,
+    out: Path,
+    say: Callable[[str], None],
+) -> None:
     import torch
 
     from mappa.learn import Learner
@@ -153,9 +160,10 @@ def _learn(steps: Sequence[list[Record]], config: Config, out: Path, say: Callab
             Watched(record.episode, contexts_of(record, tasks[record.episode.task], {r.name: r for r in system.roles}))
             for record in records
         ]
-        review = watch.review(step, watched, Probed())
+        review = watch.review(step, watched, probed.get(step, Probed()))
         episodes = [record.episode for record in records]
         samples = samples_of(review.episodes, group_by=config.learn.group_by, offsets=review.offsets)
+        samples += supervised_of(review.rewrites, config.learn.supervised)
         report = learner.step(split_by_cost(samples, roles, 1)[0])
         metrics = step_metrics(episodes, report, Seconds(learn=report.seconds.get("step", 0.0)), 0, None, review)
         append_metrics(out / "metrics.jsonl", metrics)

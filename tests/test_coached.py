@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,28 @@ from mappa.train import train
 from tests.killing import STEPS, assert_same_adapters, check, config_file
 
 pytestmark = pytest.mark.timeout(1800)
-TEN = '{"evidence":["it says so"],"fault":"none","reason":"all is well","score":10}'
+PROGRAM = """
+import pandas as pd
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+train, test = (pd.read_csv(f"{name}.csv", index_col="id") for name in ("train", "test"))
+(target,) = set(train) - set(test)
+y = train.pop(target)
+X = pd.get_dummies(train).fillna(0)
+Z = pd.get_dummies(test).reindex(columns=X.columns).fillna(0)
+model = (DecisionTreeRegressor if y.nunique() > 20 else DecisionTreeClassifier)(max_depth=5, random_state=0).fit(X, y)
+for name, made in (("X_train", X), ("y_train", y), ("X_test", Z), ("model", model)):
+    pd.to_pickle(made, f"{name}.pkl")
+pd.Series(model.predict(Z), index=Z.index, name=target).to_csv("submission.csv")
+"""
+REPLY = {
+    "evidence": ["it says so"],
+    "fault": "none",
+    "reason": "all is well",
+    "score": 10,
+    "text": f"```python{PROGRAM}```",
+}
+TEN = json.dumps(REPLY)
+"""What the endpoint always answers: a ten as a verdict; as a correction, a program that does the work of every role."""
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +65,9 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def coached(folder: Path, model: Path, tasks: Path, server: Server, budget: int = 0) -> Path:
     path = config_file(folder, model)
     path.write_text(
-        f"{path.read_text()}[tasks]\nsource = '{tasks}'\n"
+        f"{path.read_text().replace('SteadyTeam', 'RoomyTeam')}[tasks]\nsource = '{tasks}'\n"
         f"[coach]\nkind = 'llm'\nbudget_tokens = {budget}\ncanary_every = 1\nanchor_every = 1\nrepeat = 0.5\n"
-        "correct = 'offset'\nretrospect = true\nmemory = true\n"
+        "correct = 'offset'\nretrospect = true\nmemory = true\nrewrite_below = 5\n"
         f"[coach.chat]\nurl = '{server.url}'\nmodel = 'stand-in'\nhedge = 0.0\n"
     )
     return path
@@ -66,6 +88,8 @@ def test_what_is_seen_of_the_coach_stands_in_the_metrics(untouched: Path) -> Non
         assert {f"{role}/regression/mean" for role in ("data_engineer", "modeler", "analyst")} <= set(step.coach)
         assert "the coach gave 10 points to a canary (an order)" in step.alarms[-8]
     assert steps[-1].coach["drift"] == 0.0 and steps[-1].coach["repeat spread"] == 0.0
+    learned = [step.coach["rewrites"] for step in steps]
+    assert learned[0] == 0 and sum(learned) > 3, "what fails gets a program that does better, for the step after"
     assert list(read_reviews(untouched / "journal.sqlite")) == [1, 2, 3]
 
 

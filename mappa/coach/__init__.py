@@ -13,6 +13,7 @@ from mappa.coach.context import ActionContext, Coach, Standing, makers
 from mappa.coach.ensemble import EnsembleCoach
 from mappa.coach.llm import LlmCoach
 from mappa.coach.replay import ReplayCoach
+from mappa.coach.rewrite import Writer
 from mappa.coach.rubric import RubricCoach
 from mappa.coach.store import CallStore, MemoryStore, Purchase, Spending
 from mappa.config import CoachConfig
@@ -32,8 +33,10 @@ __all__ = [
     "RubricCoach",
     "Spending",
     "Standing",
+    "Writer",
     "load_coach",
     "makers",
+    "writer_of",
 ]
 
 
@@ -62,6 +65,12 @@ def load_coach(
             if episodes is None or not config.replay:
                 raise ConfigError("coach.kind='replay' needs coach.replay, the journal whose verdicts it gives")
             return ReplayCoach(episodes(Path(config.replay)))
+
+
+def writer_of(coach: Coach) -> Writer | None:
+    """Who of a coach can write: itself, or its first member that can."""
+    members = coach.members if isinstance(coach, EnsembleCoach) else (coach,)
+    return next((member for member in members if isinstance(member, LlmCoach)), None)
 
 
 def budget_of(config: CoachConfig, store: CallStore) -> Budget:

@@ -50,6 +50,10 @@ class EnsembleCoach:
         nearest = min((v for v in verdicts if v.score is not None), key=lambda v: abs((v.score or 0) - middle))
         return Verdict(evidence=facts, reason=nearest.reason, score=round(fmean(agreed), 2), coach=self.name)
 
+    @property
+    def members(self) -> tuple[Coach, ...]:
+        return self._members
+
     async def close(self) -> None:
         for member in self._members:
             await member.close()

@@ -77,7 +77,7 @@ def interval(
         return -math.inf, math.inf
     rng = np.random.default_rng(seed)
     # Every task's weight is drawn, so that cells and their means are made anew with whole tasks in or out.
-    sizes = design.sizes(sum(_counts(rng, design.tasks_of(side)) for side in (True, False)))
+    sizes = design.sizes(_counts(rng, design.tasks_of(True)) + _counts(rng, design.tasks_of(False)))
     tail = (1 - confidence) / 2
     low, high = np.nanquantile(sizes, [tail, 1 - tail])
     return float(low), float(high)

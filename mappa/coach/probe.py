@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from mappa.coach.canary import Song, own_score, sing
 from mappa.coach.context import ActionContext, Coach
+from mappa.coach.rewrite import Rewrite
 from mappa.config import CoachConfig
 from mappa.types import Role, Task
 
@@ -30,6 +31,8 @@ class Probed(Struct, frozen=True, kw_only=True):
     """By the anchor's name."""
     repeats: tuple[tuple[float, float], ...] = ()
     """Two further scores of one action."""
+    rewrites: tuple[Rewrite, ...] = ()
+    """Corrected actions that did better than what they replace."""
 
 
 class Probe(Struct, frozen=True, kw_only=True):

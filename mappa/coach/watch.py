@@ -18,6 +18,7 @@ from mappa.coach.context import ActionContext, Standing
 from mappa.coach.credit import retrospect
 from mappa.coach.monitor import Alarm, Monitor, Reading, Strata, readings_of
 from mappa.coach.probe import Probed
+from mappa.coach.rewrite import Rewrite
 from mappa.coach.rubrics import load_rubric
 from mappa.config import CoachConfig
 from mappa.types import Episode
@@ -49,6 +50,11 @@ class Review(Struct, frozen=True, kw_only=True):
     """Alarms that the step before did not have."""
     metrics: dict[str, float] = field(default_factory=dict)
     kept: Kept
+
+    @property
+    def rewrites(self) -> tuple[Rewrite, ...]:
+        """Corrected actions that are learned beside the episodes."""
+        return self.kept.probed.rewrites
 
 
 class Watch:

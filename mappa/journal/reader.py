@@ -68,6 +68,8 @@ def read_calls(path: Path) -> dict[str, tuple[int, float]]:
 def read_reviews(path: Path) -> dict[int, bytes]:
     """What the watch over the coach kept, by step, in order."""
     with closing(connect(path)) as connection:
+        if connection.execute("select 1 from sqlite_master where name='reviews'").fetchone() is None:
+            return {}  # a run of before there was a watch
         return dict(connection.execute("select step, data from reviews order by step").fetchall())
 
 

@@ -39,6 +39,12 @@ class Base:
         text = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def output_ids(self, text: str, ended: bool) -> tuple[int, ...]:
+        """Token ids of `text` as the assistant's turn, which it ends itself where `ended`. For texts that no model
+        sampled: what was sampled is never tokenised again."""
+        ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return (*ids, min(self.end_ids)) if ended else ids
+
     def text(self, ids: tuple[int, ...]) -> str:
         """What was written, without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))

@@ -129,7 +129,7 @@ class StepMetrics(Struct, frozen=True, kw_only=True):
     rollout: RolloutMetrics | None = None
     coach: dict[str, float] = field(default_factory=dict)
     """What was seen of the coach: `modeler/regression/mean` (spread, missing, correlation; in points), `modeler/gap
-    classification over regression`, `drift`, `repeat spread`."""
+    classification over regression`, `drift`, `repeat spread`; `rewrites`, the corrected actions that were learned."""
     alarms: list[str] = field(default_factory=list)
     """What is wrong with the coach."""
     learning: dict[str, float] = field(default_factory=dict)

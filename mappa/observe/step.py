@@ -36,7 +36,7 @@ def step_metrics(
         tokens_unshared=report.tokens_unshared,
         seconds=seconds,
         rollout=rollout,
-        coach=review.metrics if review is not None else {},
+        coach={**review.metrics, "rewrites": len(review.rewrites)} if review is not None else {},
         alarms=[alarm.text for alarm in review.alarms] if review is not None else [],
         learning=report.seconds,
         peak_memory_gb=report.peak_memory_gb,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 from msgspec.structs import replace
@@ -15,6 +16,7 @@ from mappa.coach.watch import Kept, Review, Watch, Watched
 from mappa.config import Config
 from mappa.errors import CoachError
 from mappa.journal import Journal, Record, read_reviews
+from mappa.rollout.rewrite import Rewriter
 from mappa.rollout.stage import context_of
 from mappa.types import Role, Task
 
@@ -26,9 +28,16 @@ class Reviews:
     """Belongs to one event loop. `resume` comes first, then `review` once per step."""
 
     def __init__(
-        self, config: Config, coach: Coach, journal: Journal, roles: Sequence[Role], tasks: Sequence[Task]
+        self,
+        config: Config,
+        coach: Coach,
+        journal: Journal,
+        roles: Sequence[Role],
+        tasks: Sequence[Task],
+        rewriter: Rewriter | None = None,
     ) -> None:
-        self._config, self._coach, self._journal = config.coach, coach, journal
+        self._config, self._coach, self._journal, self._rewriter = config.coach, coach, journal, rewriter
+        self._last = config.steps
         self._roles = {role.name: role for role in roles}
         self._tasks = {task.id: task for task in tasks}
         self._watch = Watch(config.coach, lag=config.rollout.max_staleness)
@@ -44,21 +53,21 @@ class Reviews:
             if number in self._known:
                 self._watch.recall(number, self._known[number])
         if step > 0:
-            self._anchors = anchors_of(_named(await self._watched(1)))
-        self._ask(step, await self._watched(step) if step > 0 else [])
+            self._anchors = anchors_of(self._named(await self._records(1)))
+        self._ask(step, await self._records(step) if step > 0 else [])
 
     async def review(self, step: int, episodes: Sequence[str]) -> Review:
         """Judge the ended episodes of those ids, in their order; on return, what was seen is on its way to disk.
 
         Of a step that was reviewed before an interruption, the probes are those it had then. Raises CoachError.
         """
-        by_id = {one.episode.id: one for one in await self._watched(step)}
+        records = {record.episode.id: record for record in await self._records(step)}
         probed = self._known[step].probed if step in self._known else await self._answers()
-        review = self._watch.review(step, [by_id[id] for id in episodes], probed)
+        review = self._watch.review(step, [self._watched(records[id]) for id in episodes], probed)
         self._journal.add_review(step, _encode(review.kept))
         if step == 1:
-            self._anchors = anchors_of(_named(list(by_id.values())))
-        self._ask(step, list(by_id.values()))
+            self._anchors = anchors_of(self._named(list(records.values())))
+        self._ask(step, list(records.values()))
         return review
 
     def standing(self, step: int, role: str, kind: str) -> Standing | None:
@@ -70,17 +79,24 @@ class Reviews:
             with contextlib.suppress(asyncio.CancelledError, CoachError):
                 await self._asked
 
-    def _ask(self, step: int, watched: Sequence[Watched]) -> None:
-        if not self._config.monitor or self._coach.stopped is not None or step + 1 in self._known:
-            return
+    def _ask(self, step: int, records: Sequence[Record]) -> None:
+        """Start what the next review takes in."""
+        if step < self._last and self._coach.stopped is None and step + 1 not in self._known:
+            self._asked = asyncio.create_task(self._probe(step, records))
+
+    async def _probe(self, step: int, records: Sequence[Record]) -> Probed:
+        actions = {name: self._remembering(step + 1, context) for name, context in self._named(records).items()}
         what = Probe(
             step=step,
             task=next(iter(self._tasks.values())),
             roles=list(self._roles.values()),
             anchors={name: self._remembering(step + 1, context) for name, context in self._anchors.items()},
-            actions={name: self._remembering(step + 1, context) for name, context in _named(watched).items()},
+            actions=actions,
         )
-        self._asked = asyncio.create_task(probe(self._coach, self._config, what))
+        probed = await probe(self._coach, self._config, what) if self._config.monitor else Probed()
+        if self._rewriter is None:
+            return probed
+        return replace(probed, rewrites=await self._rewriter.rewrites(records, actions, self._roles))
 
     async def _answers(self) -> Probed:
         asked, self._asked = self._asked, None
@@ -93,13 +109,21 @@ class Reviews:
                 raise
             return Probed()  # the run stops before the next step, and says why
 
-    async def _watched(self, step: int) -> list[Watched]:
-        records = await asyncio.to_thread(self._journal.recall, "train", step)
-        return [self._contexts(record) for record in records.values()]
+    async def _records(self, step: int) -> list[Record]:
+        return list((await asyncio.to_thread(self._journal.recall, "train", step)).values())
 
-    def _contexts(self, record: Record) -> Watched:
+    def _watched(self, record: Record) -> Watched:
         """With all that the journal has; what a role saw it keeps as tokens only."""
         return Watched(record.episode, contexts_of(record, self._tasks[record.episode.task], self._roles))
+
+    def _named(self, records: Sequence[Record]) -> dict[str, ActionContext]:
+        """The measured actions of episodes that were not lost."""
+        return {
+            f"{record.episode.id}/{context.role.name}/{context.action.turn}": context
+            for record in records
+            if record.episode.error is None
+            for context in self._watched(record).contexts
+        }
 
     def _remembering(self, step: int, context: ActionContext) -> ActionContext:
         return replace(context, standing=self.standing(step, context.role.name, context.task.kind))
@@ -115,10 +139,6 @@ def contexts_of(record: Record, task: Task, roles: Mapping[str, Role]) -> tuple[
     )
 
 
-def _named(watched: Sequence[Watched]) -> dict[str, ActionContext]:
-    return {
-        f"{one.episode.id}/{context.role.name}/{context.action.turn}": context
-        for one in watched
-        if one.episode.error is None
-        for context in one.contexts
-    }
+def read_probed(path: Path) -> dict[int, Probed]:
+    """What a run asked of its coach and took in with each step, from its journal."""
+    return {step: _decode(row).probed for step, row in read_reviews(path).items()}

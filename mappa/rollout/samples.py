@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from mappa.coach.rewrite import Rewrite
 from mappa.types import Action, Episode, Sample
 
 
@@ -22,6 +23,22 @@ def samples_of(
         _sample(episode, action, group_by, less.get((action.role, episode.kind), 0.0))
         for episode in episodes
         for action in learned_actions(episode)
+    ]
+
+
+def supervised_of(rewrites: Iterable[Rewrite], weight: float) -> list[Sample]:
+    """One sample per corrected action, in the context of the action in whose place it stands."""
+    return [
+        Sample(
+            role=rewrite.role,
+            tokens=rewrite.prompt_ids + rewrite.output_ids,
+            spans=((len(rewrite.prompt_ids), len(rewrite.prompt_ids) + len(rewrite.output_ids)),),
+            logprobs=(),
+            advantages=(weight,),
+            supervised=True,
+            source=f"{rewrite.source} rewritten",
+        )
+        for rewrite in rewrites
     ]
 
 

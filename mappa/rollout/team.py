@@ -11,7 +11,7 @@ from types import TracebackType
 from msgspec import Struct
 from msgspec.structs import replace
 
-from mappa.coach import Standing, load_coach
+from mappa.coach import Standing, load_coach, writer_of
 from mappa.coach.watch import Review
 from mappa.config import Config
 from mappa.journal import Journal, Span, read_episodes
@@ -21,6 +21,7 @@ from mappa.rollout.budget import Budget, WorkLeft
 from mappa.rollout.published import Published
 from mappa.rollout.purchases import JournalStore
 from mappa.rollout.review import Reviews
+from mappa.rollout.rewrite import Rewriter
 from mappa.rollout.scheduler import Batch, Count, Job, Scheduler
 from mappa.rollout.stage import Rules, Services
 from mappa.rollout.thread import LoopThread
@@ -170,7 +171,16 @@ class Team:
         )
 
     async def _resume(self, tasks: Sequence[Task], step: int) -> None:
-        self._reviews = Reviews(self._config, self._coach, self._journal, self._system.roles, tasks)
+        config, writer, rewriter = self._config, writer_of(self._coach), None
+        if config.coach.rewrite_below and writer is not None:
+            rewriter = Rewriter(
+                writer=writer,
+                below=config.coach.rewrite_below,
+                output_ids=self._base.output_ids,
+                longest=min(config.sampler.max_context, config.learn.tokens_per_micro_batch),
+                open_workspace=self._sandbox.workspace,
+            )
+        self._reviews = Reviews(config, self._coach, self._journal, self._system.roles, tasks, rewriter)
         self._stack.push_async_callback(self._reviews.close)
         await self._reviews.resume(step)
 
