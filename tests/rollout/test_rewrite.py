@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
 from mappa.coach import ActionContext
-from mappa.coach.rewrite import read_rewritten
+from mappa.coach.rewrite import Rewrite, read_rewritten
 from mappa.config import SandboxConfig, cache_home
 from mappa.journal import Entry, Observation, Record
+from mappa.rollout.place import OpenWorkspace
 from mappa.rollout.review import contexts_of
 from mappa.rollout.rewrite import Rewriter
 from mappa.sandbox import Sandbox
 from mappa.systems.datascience import ANALYST, ENGINEER, MODELER, _fit, _prepare, _submit
 from mappa.tasks import prepare
-from mappa.types import Action, Episode, Evidence, Role, Task, Verdict
+from mappa.types import Action, Episode, Evidence, Task, Verdict, Workspace
 
 ROLES = {role.name: role for role in (ENGINEER, MODELER, ANALYST)}
 
@@ -54,22 +54,23 @@ def episode(task: Task, *, analysts: float = 2.0) -> Record:
     return Record(episode=whole, state="done", entries=entries)
 
 
-def rewritten(task: Task, record: Record, scribe: Scribe, *, below: float = 5.0, longest: int = 1000) -> Sequence:
-    async def work() -> Sequence:
-        contexts: Mapping[str, ActionContext] = {
-            f"1/{c.role.name}/0": c for c in contexts_of(record, task, ROLES)
-        }  # fmt: skip
-        async with Sandbox.open(SandboxConfig(parallel=1)) as sandbox:
-            rewriter = Rewriter(
-                writer=scribe,
-                below=below,
-                output_ids=lambda text, ended: (*(5 for _ in text.split()), *([0] * ended)),
-                longest=longest,
-                open_workspace=sandbox.workspace,
-            )
-            return await rewriter.rewrites([record], contexts, ROLES)
+def rewriter(writer: Scribe, open_workspace: OpenWorkspace, *, below: float = 5.0, longest: int = 1000) -> Rewriter:
+    return Rewriter(
+        writer=writer,
+        below=below,
+        output_ids=lambda text, ended: (*(5 for _ in text.split()), *([0] * ended)),
+        longest=longest,
+        open_workspace=open_workspace,
+    )
 
-    return asyncio.run(work())
+
+async def tried(record: Record, task: Task, by: Rewriter) -> tuple[Rewrite, ...]:
+    contexts = {f"1/{context.role.name}/0": context for context in contexts_of(record, task, ROLES)}
+    return await by.rewrites([record], contexts, ROLES)
+
+
+async def nowhere() -> Workspace:
+    raise AssertionError("something was run")
 
 
 @pytest.fixture(scope="module")
@@ -77,28 +78,39 @@ def task() -> Task:
     return prepare("quickstart", cache_home()).train[0]
 
 
-def test_what_does_better_where_the_first_one_stood_is_kept(task: Task) -> None:
+def test_what_runs_and_does_better_where_the_first_one_stood_is_kept(task: Task, tmp_path: Path) -> None:
     """It works from the engineer's tables, run again, and from the model that was put in place of the modeler's."""
-    scribe = Scribe(_submit(task.target))
-    (found,) = rewritten(task, episode(task), scribe)
-    assert scribe.asked == ["analyst"], "the modeler's action was scored well enough"
-    assert (found.role, found.prompt_ids, found.source) == ("analyst", (1, 2), "1/analyst/0")
-    assert found.output_ids == (5,) * len(_submit(task.target).split()), "a role with a stop does not end its turn"
+    out = tmp_path / "out"
+    worse = ("raise ValueError", "pass", f"open({str(out)!r}, 'w').write('here')")
+    estimator = "RandomForestRegressor" if task.kind == "regression" else "RandomForestClassifier"
+    submit, fit = Scribe(_submit(task.target)), Scribe(_fit(task.kind, estimator))
+
+    async def work() -> tuple[tuple[Rewrite, ...], tuple[Rewrite, ...], list[tuple[Rewrite, ...]]]:
+        async with Sandbox.open(SandboxConfig(parallel=1)) as sandbox:
+            analyst = await tried(episode(task), task, rewriter(submit, sandbox.workspace))
+            modeler = await tried(episode(task, analysts=9.0), task, rewriter(fit, sandbox.workspace, below=8.0))
+            writers = [rewriter(Scribe(f"```python\n{code}\n```"), sandbox.workspace) for code in worse]
+            return analyst, modeler, [await tried(episode(task), task, writer) for writer in writers]
+
+    (analyst,), (modeler,), rest = asyncio.run(work())
+    assert submit.asked == ["analyst"] and fit.asked == ["modeler"], "the others were scored well enough"
+    assert (analyst.role, analyst.prompt_ids, analyst.source) == ("analyst", (1, 2), "1/analyst/0")
+    assert analyst.output_ids == (5,) * len(_submit(task.target).split()), "a role with a stop does not end its turn"
+    assert modeler.role == "modeler"
+    assert rest == [(), (), ()] and not out.exists()
 
 
-@pytest.mark.parametrize("text", [None, "no code at all", "```python\nraise ValueError\n```", "```python\npass\n```"])
-def test_what_does_not_run_or_is_no_better_is_not(task: Task, text: str | None) -> None:
-    assert not rewritten(task, episode(task), Scribe(text))
+@pytest.mark.parametrize("text", [None, "no code at all", "```python\npass\n```" + " word" * 1000])
+def test_what_is_no_code_or_too_long_is_not_tried(task: Task, text: str | None) -> None:
+    assert not asyncio.run(tried(episode(task), task, rewriter(Scribe(text), nowhere)))
 
 
-def test_what_the_role_could_not_write_or_nobody_marked_down_is_not_tried(task: Task) -> None:
-    good = Scribe(_submit(task.target))
-    assert not rewritten(task, episode(task), good, longest=10)
-    assert not rewritten(task, episode(task, analysts=8.0), good) and good.asked == ["analyst"]
-    missing = episode(task)
-    unscored = replace(missing.entries[2].action, verdict=None)
-    missing = replace(missing, entries={**missing.entries, 2: replace(missing.entries[2], action=unscored)})
-    assert not rewritten(task, missing, good) and good.asked == ["analyst"]
+def test_nobody_is_asked_about_what_has_no_low_score(task: Task) -> None:
+    good, record = Scribe(_submit(task.target)), episode(task)
+    unscored = replace(record.entries[2], action=replace(record.entries[2].action, verdict=None))
+    for one in (episode(task, analysts=8.0), replace(record, entries={**record.entries, 2: unscored})):
+        assert not asyncio.run(tried(one, task, rewriter(good, nowhere)))
+    assert not good.asked
 
 
 @pytest.mark.parametrize(
@@ -113,16 +125,3 @@ def test_what_the_role_could_not_write_or_nobody_marked_down_is_not_tried(task: 
 )
 def test_a_rewritten_action_is_read_strictly(reply: str, text: str | None) -> None:
     assert read_rewritten(reply) == text
-
-
-def test_the_modeler_works_from_the_engineers_tables(task: Task) -> None:
-    role: Role = MODELER
-    estimator = "RandomForestRegressor" if task.kind == "regression" else "RandomForestClassifier"
-    (found,) = rewritten(task, episode(task, analysts=9.0), Scribe(_fit(task.kind, estimator)), below=8.0)
-    assert found.role == role.name
-
-
-def test_the_sandbox_is_where_it_is_tried(task: Task, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    text = f"```python\nopen({str(out)!r}, 'w').write('here')\n```"
-    assert not rewritten(task, episode(task), Scribe(text)) and not out.exists()
