@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from mappa.config import RewardKind
 from mappa.rollout.stage import derive_seed
 from mappa.types import Action, Episode
 
+Offsets = Mapping[tuple[str, str], float]
+"""By how much the scores of a role on a kind of task are too high, 0 to 10."""
 _MISSING = math.nan
 
 
-def rewards_of(episodes: Sequence[Episode], kind: RewardKind) -> list[list[float]]:
+def rewards_of(episodes: Sequence[Episode], kind: RewardKind, offsets: Offsets | None = None) -> list[list[float]]:
     """One number from 0 to 1 per action of each episode of a step; NaN where there is none, which the learner masks.
 
-    process     its score / 10
+    process     its score / 10, less the offset of its role and kind of task where there is one
     outcome     1 where the task's own grader calls the episode a success, else 0: no coach has a part in it
     team        the mean of what the scored actions of its episode would get
     shuffled    what another action of its role got, drawn without replacement: a control, which has the scores'
@@ -25,7 +27,8 @@ def rewards_of(episodes: Sequence[Episode], kind: RewardKind) -> list[list[float
     """
     if kind == "outcome":
         return [[_outcome(episode)] * len(episode.actions) for episode in episodes]
-    own = [[_score(action) for action in episode.actions] for episode in episodes]
+    less = offsets or {}
+    own = [[_score(a, less.get((a.role, episode.kind), 0.0)) for a in episode.actions] for episode in episodes]
     if kind == "team":
         return [[_mean(values)] * len(values) for values in own]
     return _shuffled(episodes, own) if kind == "shuffled" else own
@@ -35,9 +38,9 @@ def _outcome(episode: Episode) -> float:
     return _MISSING if episode.outcome is None else float(episode.outcome.success)
 
 
-def _score(action: Action) -> float:
+def _score(action: Action, offset: float) -> float:
     score = action.verdict.score if action.verdict is not None else None
-    return _MISSING if score is None else score / 10
+    return _MISSING if score is None else (score - offset) / 10
 
 
 def _mean(values: Sequence[float]) -> float:

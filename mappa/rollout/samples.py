@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from mappa.coach.rewrite import Rewrite
 from mappa.config import GroupBy, RewardKind
-from mappa.rollout.rewards import rewards_of
+from mappa.rollout.rewards import Offsets, rewards_of
 from mappa.types import Action, Episode, Sample
 
 
-def samples_of(episodes: Sequence[Episode], *, group_by: GroupBy, reward: RewardKind = "process") -> list[Sample]:
+def samples_of(
+    episodes: Sequence[Episode], *, group_by: GroupBy, reward: RewardKind = "process", offsets: Offsets | None = None
+) -> list[Sample]:
     """One sample per action that is learned from (see `learned_actions`).
 
     Its tokens are the context the model saw and what it wrote, as they were; its reward is what rewards.py says, NaN
@@ -19,9 +22,25 @@ def samples_of(episodes: Sequence[Episode], *, group_by: GroupBy, reward: Reward
     kept = [episode for episode in episodes if episode.error is None]
     return [
         _sample(episode, action, group_by, value)
-        for episode, values in zip(kept, rewards_of(kept, reward), strict=True)
+        for episode, values in zip(kept, rewards_of(kept, reward, offsets), strict=True)
         for action, value in zip(episode.actions, values, strict=True)
         if _is_learned(episode, action)
+    ]
+
+
+def supervised_of(rewrites: Iterable[Rewrite], weight: float) -> list[Sample]:
+    """One sample per corrected action, in the context of the action in whose place it stands."""
+    return [
+        Sample(
+            role=rewrite.role,
+            tokens=rewrite.prompt_ids + rewrite.output_ids,
+            spans=((len(rewrite.prompt_ids), len(rewrite.prompt_ids) + len(rewrite.output_ids)),),
+            logprobs=(),
+            advantages=(weight,),
+            supervised=True,
+            source=f"{rewrite.source} rewritten",
+        )
+        for rewrite in rewrites
     ]
 
 
