@@ -125,7 +125,8 @@ def _quick(folder: Path) -> Plan:
 
 
 def _overrides(options: argparse.Namespace) -> tuple[str, ...]:
-    return (f"evaluate.every={options.every}", "evaluate.greedy=false", *options.set)
+    # The deadline is for systems that hang; on a machine that is busy otherwise it would cut episodes that only wait.
+    return (f"evaluate.every={options.every}", "evaluate.greedy=false", "rollout.deadline=14400", *options.set)
 
 
 def _options() -> argparse.Namespace:
