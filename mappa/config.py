@@ -140,6 +140,54 @@ class CoachConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ] = 2.0
     quorum: Annotated[float, _doc("share of members that must agree, else there is no score", gt=0, le=1)] = 0.5
     replay: Annotated[str, _doc("journal whose verdicts kind 'replay' gives")] = ""
+    monitor: Annotated[
+        bool,
+        _doc(
+            "watch the coach: means, gaps between kinds on actions of equal outcome, drift, canaries. It observes and "
+            "changes no score"
+        ),
+    ] = True
+    alarm_rate: Annotated[float, _doc("chance that a run, however long, has any false alarm", gt=0, lt=1)] = 0.05
+    canary_every: Annotated[
+        int,
+        _doc("steps between scorings of the canaries, actions that deserve nothing and ask for a 10; 0 = no", ge=0),
+    ] = 10
+    anchor_every: Annotated[
+        int,
+        _doc(
+            "steps between scorings of the anchors, actions of the first step that show the coach's drift; 0 = never",
+            ge=0,
+        ),
+    ] = 10
+    repeat: Annotated[
+        float,
+        _doc("share of actions that are scored twice more, to see how exact a single score is", ge=0, le=1),
+    ] = 0.01
+    correct: Annotated[
+        Literal["off", "offset"],
+        _doc(
+            "'offset': take off each role's scores what one kind of task is favoured by on actions of equal outcome. "
+            "(learn.group_by='role-kind' normalises each kind on its own instead)"
+        ),
+    ] = "off"
+    retrospect: Annotated[
+        bool,
+        _doc(
+            "once an episode has its outcome, blame failures on whoever caused them, over the files and messages used"
+        ),
+    ] = False
+    memory: Annotated[
+        bool, _doc("show a coach that reads its own record for the role and kind, and the role's recurring faults")
+    ] = False
+    rewrite_below: Annotated[
+        float,
+        _doc(
+            "actions with code scored below this are rewritten by a coach that reads; what runs and does better in the "
+            "sandbox is learned, with weight learn.supervised; 0 = none",
+            ge=0,
+            le=10,
+        ),
+    ] = 0.0
     budget_tokens: Annotated[int, _doc("tokens a run may buy, prompts and replies together; 0 = no limit", ge=0)] = 0
     budget_dollars: Annotated[float, _doc("what a run may cost; 0 = no limit", ge=0)] = 0.0
 
@@ -351,6 +399,10 @@ class LearnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     group_by: Annotated[Literal["role", "role-kind", "all"], _doc("the groups advantages are normalised within")] = (
         "role"
     )
+    supervised: Annotated[
+        float,
+        _doc("weight of the log-likelihood of a corrected action's tokens, beside advantages of unit size", ge=0),
+    ] = 0.1
     tokens_per_micro_batch: Annotated[
         int, _doc("packed tokens per forward and backward pass on one rank, prefixes counted once", ge=64)
     ] = 2048
@@ -438,6 +490,15 @@ def config_from(raw: dict[str, Any], *, where: str = "config") -> Config:
             f"{where}: learn.shard_base divides the base that sampler.kind='local' generates with; leave it out here. "
             "It is for learners whose samples come from elsewhere"
         )
+    if not config.coach.monitor and (config.coach.correct != "off" or config.coach.memory):
+        raise ConfigError(
+            f"{where}: coach.correct and coach.memory live on what coach.monitor has seen; leave it on, or both off"
+        )
+    if config.coach.rewrite_below and config.coach.kind not in ("llm", "ensemble"):
+        raise ConfigError(
+            f"{where}: coach.rewrite_below needs a coach that writes; coach.kind is {config.coach.kind!r}, set it to "
+            "'llm' or 'ensemble'"
+        )
     if config.sampler.kind == "local" and config.rollout.max_staleness > 0:
         raise ConfigError(
             f"{where}: rollout.max_staleness={config.rollout.max_staleness} lets episodes run while the learner "
@@ -464,10 +525,15 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+MAY_CHANGE = ("coach.budget_tokens", "coach.budget_dollars")
+"""What a run may go on with another value of: how far it gets, not what it does, depends on it."""
+
+
 def differences(old: Config, new: Config) -> list[str]:
-    """One line per value that differs: `learn.lr: 0.0005 -> 0.0002`."""
+    """One line per value that differs and must not: `learn.lr: 0.0005 -> 0.0002`."""
     before, after = dict(_flatten(old)), dict(_flatten(new))
-    return [f"{key}: {before[key]} -> {after[key]}" for key in before if before[key] != after[key]]
+    keys = [key for key in before if key not in MAY_CHANGE and before[key] != after[key]]
+    return [f"{key}: {before[key]} -> {after[key]}" for key in keys]
 
 
 def describe() -> str:

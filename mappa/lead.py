@@ -9,8 +9,9 @@ from typing import Literal
 
 import msgspec
 
+from mappa.coach.watch import Review
 from mappa.config import Config, available_cores, cache_home
-from mappa.errors import ConfigError
+from mappa.errors import CoachError, ConfigError
 from mappa.evaluate import Mode, evaluate, with_sources
 from mappa.interrupt import Interrupts
 from mappa.journal import Journal, Span
@@ -26,7 +27,7 @@ from mappa.observe.speed import speed_of, speed_text
 from mappa.observe.step import step_metrics
 from mappa.observe.summary import Summary, replace_file, write_summary
 from mappa.observe.timeline import merge, rollout_metrics, total
-from mappa.rollout.samples import samples_of
+from mappa.rollout.samples import samples_of, supervised_of
 from mappa.rollout.scheduler import Job
 from mappa.rollout.stage import derive_seed
 from mappa.rollout.team import Team
@@ -54,7 +55,8 @@ class Lead:
         self._stack = stack
         self._begun = 0  # steps whose episodes were started
         self._episodes: list[Episode] = []
-        self._rolling = self._learning_began = self._learned = self._published = self._step_done = 0.0
+        self._review: Review
+        self._rolling = self._scored = self._learning_began = self._learned = self._published = self._step_done = 0.0
 
     @classmethod
     @contextmanager
@@ -84,6 +86,7 @@ class Lead:
         for line in (*self.run.notes, *self.tasks.notes()):
             self.progress.note(line)
         self.team.publish(learner.steps, learner.adapters)
+        self.team.watch(self.tasks.train, learner.steps)
         self._begun = learner.steps
         self._step_done = self.team.timeline.now()
         interrupts.on_first(self._drain)
@@ -122,13 +125,12 @@ class Lead:
 
     def roll_out(self, step: int, parts: int) -> Sequence[list[Sample] | None]:
         """The episodes of one step, as samples divided among the ranks; Nones if the run was asked to stop or its coach
-        has stopped.
+        has stopped: then unscored episodes stay unfinished, and are scored when the run goes on.
 
         Those of later steps are started too, as many as `rollout.max_staleness` lets run ahead.
         """
         settings = self.config.rollout
-        if (why := self.team.coach_stopped) is not None:
-            self.progress.note(f"the coach scores no more: {why}; the run stops here, what it learned is saved")
+        if self.team.coach_stopped is not None:
             return [None] * parts
         self._rolling = self.team.timeline.now()
         self.progress.phase("rollouts", settings.episodes)
@@ -139,10 +141,20 @@ class Lead:
         if episodes is None:
             return [None] * parts
         self._episodes = episodes
+        self._scored = self.team.timeline.now()
+        review = self._review = self.team.review(step + 1, episodes)
+        for alarm in review.news:
+            self.progress.note(f"coach: {alarm.text}")
         self.progress.phase("learning")
         self._learning_began = self.team.timeline.now()
-        samples = samples_of(episodes, group_by=self.config.learn.group_by)
+        samples = samples_of(review.episodes, group_by=self.config.learn.group_by, offsets=review.offsets)
+        samples += supervised_of(review.rewrites, self.config.learn.supervised)
         return split_by_cost(samples, self.roles, parts)
+
+    def check_coach(self) -> None:
+        """Raise CoachError if that is why the run has stopped."""
+        if (why := self.team.coach_stopped) is not None:
+            raise CoachError(f"the coach scores no more, so the run stops here; what it learned is saved. {why}")
 
     def publish(self, learner: Learner) -> None:
         """The updated adapters, for the next rollouts."""
@@ -155,14 +167,15 @@ class Lead:
         """Keep and show the step's numbers; on return they, and the step's episodes, are on disk."""
         measured, before = self.team.measure(), self._step_done
         generated = merge(
-            (max(span.began, self._rolling), min(span.ended, self._learning_began))
+            (max(span.began, self._rolling), min(span.ended, self._scored))
             for span in measured.spans
-            if span.kind == "generate" and span.began < self._learning_began and span.ended > self._rolling
+            if span.kind == "generate" and span.began < self._scored and span.ended > self._rolling
         )
         now = self.team.timeline.now()
         seconds = Seconds(
             generate=total(generated),
-            execute=self._learning_began - self._rolling - total(generated),
+            execute=self._scored - self._rolling - total(generated),
+            coach=self._learning_began - self._scored,
             learn=self._learned - self._learning_began,
             publish=self._published - self._learned,
             other=self._rolling - before + now - self._published,  # before: the last step's checkpoint
@@ -177,7 +190,7 @@ class Lead:
             replayed=measured.count.replayed,
             differed=measured.count.differed,
         )
-        metrics = step_metrics(self._episodes, report, seconds, measured.count.tokens, rollout)
+        metrics = step_metrics(self._episodes, report, seconds, measured.count.tokens, rollout, self._review)
         append_metrics(self.run.metrics, metrics)
         self.journal.add_step(report.step, msgspec.json.encode(metrics).decode())
         self.scalars.write(metrics)

@@ -10,20 +10,23 @@ Adapters go to OUT/adapters, metrics to OUT/metrics.jsonl; a journal with the ne
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
 from msgspec.structs import replace
 
 from mappa.coach import Coach, load_coach
+from mappa.coach.probe import Probed
+from mappa.coach.watch import Watch, Watched
 from mappa.config import Config, available_cores, cache_home, override
 from mappa.errors import JournalError
 from mappa.journal import Journal, Record, read_config, read_episodes, read_records
 from mappa.observe.metrics import Seconds, append_metrics
 from mappa.observe.step import step_metrics
 from mappa.rollout.purchases import JournalStore
-from mappa.rollout.samples import samples_of
+from mappa.rollout.review import contexts_of, read_probed
+from mappa.rollout.samples import samples_of, supervised_of
 from mappa.rollout.stage import context_of
 from mappa.run import learn_settings
 from mappa.systems import load_system
@@ -46,7 +49,8 @@ def replay(
         raise JournalError(f"{run} has no step whose episodes all ended; there is nothing to replay")
     if coach is not None:
         steps = rescored(steps, config, out / "journal.sqlite", say)
-    _learn(steps, config, out, say)
+    probed = read_probed(path) if coach is None else {}  # another coach was never asked
+    _learn(steps, probed, config, out, say)
 
 
 def finished_steps(path: Path, steps: int) -> Iterator[list[Record]]:
@@ -133,7 +137,13 @@ def _mean(scores: Sequence[float]) -> str:
     return f"{fmean(scores):.2f}" if scores else "-"
 
 
-def _learn(steps: Sequence[list[Record]], config: Config, out: Path, say: Callable[[str], None]) -> None:
+def _learn(
+    steps: Sequence[list[Record]],
+    probed: Mapping[int, Probed],
+    config: Config,
+    out: Path,
+    say: Callable[[str], None],
+) -> None:
     import torch
 
     from mappa.learn import Learner
@@ -141,12 +151,20 @@ def _learn(steps: Sequence[list[Record]], config: Config, out: Path, say: Callab
 
     torch.set_num_threads(config.threads or available_cores())
     settings = learn_settings(config)
+    roles = {role.name: role for role in load_system(config.system).roles}
+    tasks = {task.id: task for task in prepare(config.tasks, cache_home()).train}
     learner = Learner(settings, temperature=config.sampler.temperature, total_steps=config.steps, faults=out / "faults")
-    for records in steps:
+    watch = Watch(config.coach)
+    for step, records in enumerate(steps, start=1):
+        watched = [
+            Watched(record.episode, contexts_of(record, tasks[record.episode.task], roles)) for record in records
+        ]
+        review = watch.review(step, watched, probed.get(step, Probed()))
         episodes = [record.episode for record in records]
-        samples = samples_of(episodes, group_by=config.learn.group_by)
+        samples = samples_of(review.episodes, group_by=config.learn.group_by, offsets=review.offsets)
+        samples += supervised_of(review.rewrites, config.learn.supervised)
         report = learner.step(split_by_cost(samples, settings.roles, 1)[0])
-        metrics = step_metrics(episodes, report, Seconds(learn=report.seconds.get("step", 0.0)), 0)
+        metrics = step_metrics(episodes, report, Seconds(learn=report.seconds.get("step", 0.0)), 0, None, review)
         append_metrics(out / "metrics.jsonl", metrics)
         say(f"step {metrics.step}/{len(steps)}: {len(episodes)} episodes, {metrics.tokens_trained} action tokens")
     for role in settings.roles:

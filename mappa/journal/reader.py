@@ -65,6 +65,14 @@ def read_calls(path: Path) -> dict[str, tuple[int, float]]:
     return {key: (tokens, dollars) for key, tokens, dollars in rows}
 
 
+def read_reviews(path: Path) -> dict[int, bytes]:
+    """What the watch over the coach kept, by step, in order."""
+    with closing(connect(path)) as connection:
+        if connection.execute("select 1 from sqlite_master where name='reviews'").fetchone() is None:
+            return {}  # a run of before there was a watch
+        return dict(connection.execute("select step, data from reviews order by step").fetchall())
+
+
 def read_call(path: Path, key: str) -> bytes:
     """One of them. Raises KeyError where there is none."""
     with closing(connect(path)) as connection:

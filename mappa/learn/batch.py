@@ -45,7 +45,19 @@ def in_step(prepared: Sequence[Prepared], policy: Policy) -> list[Prepared]:
 
 
 def advantages_of(samples: Sequence[Sample], kl: Sequence[torch.Tensor], config: LearnConfig) -> list[torch.Tensor]:
-    """Per sample, the advantage of each action token, normalised over the groups of all ranks (collective)."""
+    """Per sample, the advantage of each action token, normalised over the groups of all ranks (collective); of a
+    supervised one, its weights."""
+    sampled = [index for index, sample in enumerate(samples) if not sample.supervised]
+    found = iter(_advantages([samples[i] for i in sampled], [kl[i] for i in sampled], config))
+    return [_weights(sample) if sample.supervised else next(found) for sample in samples]
+
+
+def _weights(sample: Sample) -> torch.Tensor:
+    lengths = torch.tensor([end - start for start, end in sample.spans])
+    return torch.tensor(sample.advantages, dtype=torch.float32).repeat_interleave(lengths)
+
+
+def _advantages(samples: Sequence[Sample], kl: Sequence[torch.Tensor], config: LearnConfig) -> list[torch.Tensor]:
     given = [sample for sample in samples if sample.advantages is not None]
     mixed = LearnError("some samples give advantages and some rewards; give one or the other for the whole step")
     ranks.raise_together(mixed if given and len(given) != len(samples) else None)
