@@ -16,7 +16,7 @@ from statistics import fmean
 
 from msgspec.structs import replace
 
-from mappa.coach import Coach, load_coach
+from mappa.coach import ActionContext, Coach, load_coach
 from mappa.coach.probe import Probed
 from mappa.coach.watch import Watch, Watched
 from mappa.config import Config, available_cores, cache_home, override
@@ -97,8 +97,7 @@ async def _score(
 ) -> Record:
     """One episode, each of its measured actions scored from what the first coach was shown."""
     roles = {role.name: role for role in team_of(config).roles}
-    if record.episode.task not in tasks:
-        raise JournalError(f"episode {record.episode.id}: there is no task {record.episode.task} any more")
+    task = _task(record, tasks)
     actions = {ordinal: entry.action for ordinal, entry in record.entries.items()}
     journal.begin_episode(replace(record.episode, actions=()), "train")
     entries = {}
@@ -109,9 +108,7 @@ async def _score(
             journal.add_result(record.episode.id, ordinal, entry.observation)
             # What a cut left unscored stays so: a replay learns from the same actions.
             if entry.action.verdict is not None:
-                context = context_of(
-                    tasks[record.episode.task], roles[action.role], ordinal, actions, entry.observation
-                )
+                context = context_of(task, roles[action.role], ordinal, actions, entry.observation)
                 async with free:
                     verdict = await coach.score(context)
                 journal.add_verdict(record.episode.id, ordinal, verdict)
@@ -150,15 +147,12 @@ def _learn(
     from mappa.learn.packing import split_by_cost
 
     torch.set_num_threads(config.threads or available_cores())
-    system, settings, learn = team_of(config), learn_settings(config), config.learn
-    by_name = {role.name: role for role in system.roles}
-    tasks = {task.id: task for task in prepare(config.tasks.source, cache_home()).train}
+    settings, learn = learn_settings(config), config.learn
+    contexts = _contexts(config) if config.coach.retrospect else lambda record: ()  # nothing else looks at them
     learner = Learner(settings, temperature=config.sampler.temperature, total_steps=config.steps, faults=out / "faults")
     watch = Watch(config.coach)
     for step, records in enumerate(steps, start=1):
-        watched = [
-            Watched(record.episode, contexts_of(record, tasks[record.episode.task], by_name)) for record in records
-        ]
+        watched = [Watched(record.episode, contexts(record)) for record in records]
         review = watch.review(step, watched, probed.get(step, Probed()))
         episodes = [record.episode for record in records]
         samples = samples_of(review.episodes, group_by=learn.group_by, reward=learn.reward, offsets=review.offsets)
@@ -170,3 +164,16 @@ def _learn(
     for role in settings.roles:
         learner.export(role, out / "adapters" / role)
     say(f"adapters are in {out / 'adapters'}")
+
+
+def _contexts(config: Config) -> Callable[[Record], tuple[ActionContext, ...]]:
+    """What a coach is shown of a record's actions. It raises JournalError for a task that is there no more."""
+    roles = {role.name: role for role in team_of(config).roles}
+    tasks = {task.id: task for task in prepare(config.tasks, cache_home()).train}
+    return lambda record: contexts_of(record, _task(record, tasks), roles)
+
+
+def _task(record: Record, tasks: Mapping[str, Task]) -> Task:
+    if record.episode.task not in tasks:
+        raise JournalError(f"episode {record.episode.id}: there is no task {record.episode.task} any more")
+    return tasks[record.episode.task]

@@ -25,8 +25,8 @@ class Writer(Protocol):
 class Rewrite(Struct, frozen=True, kw_only=True):
     """A corrected action that ran and did better than the one in whose place it stands."""
 
-    role: str
-    """Name of the adapter that learns from it."""
+    adapter: str
+    """Name of the adapter that learns it."""
     prompt_ids: tuple[int, ...]
     """The context that the first one was sampled in."""
     output_ids: tuple[int, ...]

@@ -49,9 +49,7 @@ class Reviews:
         """Be where the run was after `step`, 0 for its start."""
         rows = await asyncio.to_thread(read_reviews, self._journal.path)
         self._known = {number: _decode(row) for number, row in rows.items()}
-        for number in range(1, step + 1):
-            if number in self._known:
-                self._watch.recall(number, self._known[number])
+        await asyncio.to_thread(self._recall, step)
         if step > 0:
             self._anchors = anchors_of(self._named(await self._records(1)))
         self._ask(step, await self._records(step) if step > 0 else [])
@@ -63,7 +61,8 @@ class Reviews:
         """
         records = {record.episode.id: record for record in await self._records(step)}
         probed = self._known[step].probed if step in self._known else await self._answers()
-        review = self._watch.review(step, [self._watched(records[id]) for id in episodes], probed)
+        watched = [self._watched(records[id]) for id in episodes]
+        review = await asyncio.to_thread(self._watch.review, step, watched, probed)  # others roll out meanwhile
         self._journal.add_review(step, _encode(review.kept))
         if step == 1:
             self._anchors = anchors_of(self._named(list(records.values())))
@@ -78,6 +77,11 @@ class Reviews:
             self._asked.cancel()
             with contextlib.suppress(asyncio.CancelledError, CoachError):
                 await self._asked
+
+    def _recall(self, step: int) -> None:
+        for number, kept in self._known.items():
+            if number <= step:
+                self._watch.recall(number, kept)
 
     def _ask(self, step: int, records: Sequence[Record]) -> None:
         """Start what the next review takes in."""

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from mappa.coach import ActionContext, Writer
 from mappa.coach.matching import quality_of
@@ -15,7 +16,7 @@ from mappa.journal import Record
 from mappa.rollout.place import OpenWorkspace, Place
 from mappa.systems import python_block
 from mappa.tasks import inspect
-from mappa.types import Action, Evidence, Role, Task
+from mappa.types import Action, Evidence, Role
 
 
 class Rewriter(Struct, frozen=True, kw_only=True):
@@ -23,8 +24,8 @@ class Rewriter(Struct, frozen=True, kw_only=True):
 
     writer: Writer
     below: float
-    output_ids: Callable[[str, bool], tuple[int, ...]]
-    """Token ids of a text, and of the end of the turn where that is True."""
+    output_ids: Callable[[tuple[int, ...], str, bool], tuple[int, ...]]
+    """Token ids of a text behind a prompt, and of the end of the turn where that is True."""
     longest: int
     """Tokens of context and text together."""
     open_workspace: OpenWorkspace
@@ -44,7 +45,7 @@ class Rewriter(Struct, frozen=True, kw_only=True):
 
     def _is_bad(self, action: Action) -> bool:
         score = action.verdict.score if action.verdict is not None else None
-        return score is not None and score < self.below
+        return score is not None and score < self.below and bool(action.output_ids)  # no outside model learns
 
     async def _rewrite(
         self, record: Record, ordinal: int, context: ActionContext, roles: Mapping[str, Role], name: str
@@ -54,23 +55,28 @@ class Rewriter(Struct, frozen=True, kw_only=True):
         code = python_block(text) if text is not None else None
         if text is None or code is None or action.evidence is None:
             return None
-        output = self.output_ids(text, role.stop is None)
+        output = self.output_ids(action.prompt_ids, text, role.stop is None)
         if len(output) > role.max_tokens or len(action.prompt_ids) + len(output) > self.longest:
             return None  # the role could not write it
-        found = await self._try(code, context.task, role, before(record, ordinal, roles))
+        found = await self._try(replace(action, text=text), code, context, before(record, ordinal, roles))
         if found is None or _merit(found) <= _merit(action.evidence):
             return None
-        return Rewrite(role=role.plays, prompt_ids=action.prompt_ids, output_ids=output, source=name)
+        return Rewrite(adapter=role.plays, prompt_ids=action.prompt_ids, output_ids=output, source=name)
 
-    async def _try(self, code: str, task: Task, role: Role, before: Callable[[Place], None]) -> Evidence | None:
+    async def _try(
+        self, action: Action, code: str, context: ActionContext, before: Callable[[Place], None]
+    ) -> Evidence | None:
         """What the code leaves behind in the workspace as the action found it; None if it does not run to its end, or
         the sandbox fails, which proves nothing."""
-        place = Place(task, self.open_workspace)
+        place = Place(context.task, self.open_workspace)
         before(place)
         try:
             workspace = await place.workspace()
             execution = await workspace.run(code)
-            return await inspect(task, role, workspace, self.open_workspace) if execution.outcome == "ok" else None
+            if execution.outcome != "ok":
+                return None
+            action = replace(action, execution=execution)
+            return await inspect(context.task, context.role, workspace, self.open_workspace, action)
         except (SandboxError, TaskError):
             return None
         finally:

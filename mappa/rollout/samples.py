@@ -32,7 +32,7 @@ def supervised_of(rewrites: Iterable[Rewrite], weight: float) -> list[Sample]:
     """One sample per corrected action, in the context of the action in whose place it stands."""
     return [
         Sample(
-            role=rewrite.role,
+            role=rewrite.adapter,
             tokens=rewrite.prompt_ids + rewrite.output_ids,
             spans=((len(rewrite.prompt_ids), len(rewrite.prompt_ids) + len(rewrite.output_ids)),),
             logprobs=(),

@@ -173,8 +173,8 @@ class EpisodeStage:
         await self.scored()
 
     async def scored(self) -> None:
-        """Return when every action so far has its verdict. Raises what kept one from getting it, once all have ended:
-        a reply that is under way is paid for.
+        """Return when the coach is done with every action so far. Raises what kept one from getting its verdict, once
+        all have ended: a reply that is under way is paid for.
         """
         for found in await asyncio.gather(*self._scoring, return_exceptions=True):
             if isinstance(found, BaseException):

@@ -38,10 +38,12 @@ class Recorded(Struct, forbid_unknown_fields=True):
 GOOD = contexts(SCENARIOS[9])[1]
 
 
-def judged(server: Server, *found: ActionContext, **changes: Any) -> list[Verdict]:
+def judged(
+    server: Server, *found: ActionContext, rubrics: tuple[str, ...] = ("data-science", "maths"), **changes: Any
+) -> list[Verdict]:
     async def work() -> list[Verdict]:
         config = ChatConfig(**{"url": server.url, "model": "stand-in", "backoff": 0.01, "hedge": 0.0, **changes})
-        coach = LlmCoach(config, budget=Budget(), store=MemoryStore())
+        coach = LlmCoach(config, budget=Budget(), store=MemoryStore(), rubrics=rubrics)
         try:
             return [await coach.score(context) for context in found]
         finally:
@@ -64,10 +66,10 @@ def test_blame_goes_where_it_belongs(server: Server, scenario: Scenario) -> None
     recorded = msgspec.convert(json.loads(REPLIES.read_bytes())[scenario.name], list[Recorded])
     server.script(replies=[text for one in recorded for text in one.replies])
     found = contexts(scenario)
-    verdicts = judged(server, *found)
+    verdicts = judged(server, *found, rubrics=(scenario.rubric, "maths"))
     assert server.stats()["counts"]["requests"] == sum(len(one.replies) for one in recorded)
     assert [v.score for v in verdicts] == [one.score for one in recorded], [v.reason for v in verdicts]
-    in_the_end = retrospect(found, verdicts, load_rubric("data-science"))
+    in_the_end = retrospect(found, verdicts, load_rubric(scenario.rubric))
     assert [v.score for v in in_the_end] == [one.in_the_end for one in recorded], [v.reason for v in in_the_end]
 
 
@@ -128,7 +130,9 @@ def test_an_endpoint_that_falls_silent_stops_the_coach(server: Server) -> None:
         coach = LlmCoach(config, budget=Budget(), store=MemoryStore())
         found = [await coach.score(GOOD)]
         await asyncio.to_thread(server.script, error=1.0)
-        found += [await coach.score(replace(GOOD, reading=f"{n}")) for n in range(2)]
+        while coach.stopped is None and len(found) < 100:
+            found.append(await coach.score(replace(GOOD, reading=f"{len(found)}")))
+            await asyncio.sleep(0.02)
         await coach.close()
         return found, coach.stopped
 

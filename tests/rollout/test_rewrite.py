@@ -58,7 +58,7 @@ def rewriter(writer: Scribe, open_workspace: OpenWorkspace, *, below: float = 5.
     return Rewriter(
         writer=writer,
         below=below,
-        output_ids=lambda text, ended: (*(5 for _ in text.split()), *([0] * ended)),
+        output_ids=lambda prompt, text, ended: (*(5 for _ in text.split()), *([0] * ended)),
         longest=longest,
         open_workspace=open_workspace,
     )
@@ -94,9 +94,9 @@ def test_what_runs_and_does_better_where_the_first_one_stood_is_kept(task: Task,
 
     (analyst,), (modeler,), rest = asyncio.run(work())
     assert submit.asked == ["analyst"] and fit.asked == ["modeler"], "the others were scored well enough"
-    assert (analyst.role, analyst.prompt_ids, analyst.source) == ("analyst", (1, 2), "1/analyst/0")
+    assert (analyst.adapter, analyst.prompt_ids, analyst.source) == ("analyst", (1, 2), "1/analyst/0")
     assert analyst.output_ids == (5,) * len(_submit(task.target).split()), "a role with a stop does not end its turn"
-    assert modeler.role == "modeler"
+    assert modeler.adapter == "modeler"
     assert rest == [(), (), ()] and not out.exists()
 
 
