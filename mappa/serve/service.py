@@ -1,0 +1,345 @@
+"""The API's methods: sessions, the order of each model's requests, and what runs for whom. Lives on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import msgspec
+
+from mappa.config import ServeConfig
+from mappa.errors import MappaError
+from mappa.model.base import Base
+from mappa.model.lora import Router
+from mappa.serve import proto, wire
+from mappa.serve.errors import Refused, UserError
+from mappa.serve.futures import PROTO, Answer, Futures
+from mappa.serve.models import Models, describe
+from mappa.serve.sampling import Sampling
+from mappa.serve.state import Checkpoint, ModelRecord, SamplerRecord, Session, State
+from mappa.serve.worker import Worker
+
+_SWEEP = 5.0  # seconds between looks at what has expired
+_UNEMBED = (
+    "this server trains the attention and MLP layers that a model asks for; train_unembed has no effect, the output "
+    "layer stays as it is in the base"
+)
+
+
+class Service:
+    """One base and everybody's models. `Refused` is raised for what is not taken in; all else ends in a future."""
+
+    def __init__(
+        self, config: ServeConfig, state: State, base: Base, router: Router, worker: Worker, models: Models
+    ) -> None:
+        self.config = config
+        self.futures = Futures(config.result_timeout)
+        self._state = state
+        self._base = base
+        self._worker = worker
+        self._models = models
+        self._sampling = Sampling(base, router, worker, models, config)
+        self._turns: dict[str, _Turns] = {}
+        self._seen = {session.id: time.monotonic() for session in state.all(Session) if not session.ended}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def name(self) -> str:
+        """What clients call the base."""
+        return self.config.name or self.config.model
+
+    def health(self) -> None:
+        self._worker.health()
+
+    # Sessions
+
+    async def create_session(self, asked: wire.CreateSession) -> dict[str, Any]:
+        session = Session(id=f"session-{secrets.token_hex(8)}", created=time.time(), metadata=asked.user_metadata or {})
+        await asyncio.to_thread(self._state.put, session)
+        self._seen[session.id] = time.monotonic()
+        return {"type": "create_session", "session_id": session.id, "info_message": _UNEMBED}
+
+    async def heartbeat(self, asked: wire.Heartbeat) -> dict[str, Any]:
+        self._session(asked.session_id)
+        return {"type": "session_heartbeat"}
+
+    async def end_session(self, id: str, why: str) -> None:
+        """Give back what a session holds. Its saved weights stay."""
+        session = self._session(id)
+        self._seen.pop(id, None)
+        await asyncio.to_thread(self._state.update, Session, session.id, ended=why)
+        for model in self._state.all(ModelRecord):
+            if model.session == id:
+                self._turns.pop(model.id, None)
+                await self._worker.do(model.id, lambda id=model.id: self._models.forget(id, ephemerals=True))  # type: ignore[misc]
+        for sampler in self._state.all(SamplerRecord):
+            if sampler.session == id:
+                self._worker.abort(f"{sampler.id}:")
+                await asyncio.to_thread(self._state.remove, sampler)
+
+    async def sweep(self) -> None:
+        """For ever: end silent sessions, drop results nobody fetched and saved weights that have expired."""
+        while True:
+            await asyncio.sleep(min(_SWEEP, self.config.session_timeout / 4))
+            self.futures.forget()
+            silent = time.monotonic() - self.config.session_timeout
+            for id in [id for id, seen in self._seen.items() if seen < silent]:
+                await self.end_session(id, f"silent for {self.config.session_timeout:g} seconds")
+            for saved in self._state.all(Checkpoint):
+                if saved.expires is not None and saved.expires < time.time():
+                    await self._worker.do(saved.model, lambda saved=saved: self._models.delete(saved))  # type: ignore[misc]
+
+    # Models
+
+    async def create_model(self, asked: wire.CreateModel) -> dict[str, Any]:
+        lora = asked.lora_config or wire.LoraConfig(rank=self.config.rank)
+        self._check_base(asked.base_model)
+        if not 1 <= lora.rank <= self.config.rank:
+            raise Refused(400, f"rank {lora.rank} is not in 1..{self.config.rank}, this server's limit")
+        if not lora.train_attn and not lora.train_mlp:
+            raise Refused(400, "nothing to train: train_attn and train_mlp are both false, and the output layer is not")
+        record = self._new_record(asked.session_id, asked.model_seq_id, lora, asked.user_metadata)
+        answer = {"type": "create_model", "model_id": record.id}
+        return self._begin(f"{record.id}:create", self._worker.do(record.id, lambda: self._models.create(record)), answer)
+
+    async def load_weights(self, asked: wire.LoadWeights) -> dict[str, Any]:
+        self._check_base(asked.base_model or self.name)
+        if asked.model_id is not None and asked.seq_id is not None:
+            id = asked.model_id
+
+            def load() -> None:
+                self._models.load(id, asked.path, optimizer=asked.optimizer)
+
+            answer = {"type": "load_weights", "path": asked.path, "model_id": id}
+            return await self._in_turn(id, asked.seq_id, lambda: self._worker.do(id, load), lambda _: answer)
+        if asked.session_id is None or asked.model_seq_id is None:
+            raise Refused(400, "load_weights needs model_id and seq_id, or session_id and model_seq_id")
+        saved = self._checkpoint(asked.path)
+        lora = wire.LoraConfig(rank=saved.rank, train_attn=saved.attention, train_mlp=saved.mlp)
+        record = self._new_record(asked.session_id, asked.model_seq_id, lora, asked.user_metadata)
+        record = msgspec.structs.replace(record, base=asked.path, optimizer=asked.optimizer)
+
+        def create() -> None:
+            self._models.create_from(record, asked.path, optimizer=asked.optimizer)
+
+        answer = {"type": "load_weights", "path": asked.path, "model_id": record.id}
+        return self._begin(f"{record.id}:create", self._worker.do(record.id, create), answer)
+
+    async def get_info(self, asked: wire.GetInfo) -> dict[str, Any]:
+        record = self._model(asked.model_id)
+        return {
+            "type": "get_info",
+            "model_id": record.id,
+            "model_name": self.name,
+            "model_data": {
+                "model_name": self.name,
+                "tokenizer_id": self._base.path,
+                "arch": type(self._base.model).__name__,
+            },
+            **describe(record),
+        }
+
+    async def forward_backward(self, body: bytes) -> dict[str, Any]:
+        message = proto.read_forward_backward(body)
+
+        async def run() -> Answer:
+            result = await self._worker.train(message.model_id, lambda: self._models.train(message))
+            if result.fault and not message.forward_only:
+                raise UserError(result.fault)
+            metrics = {"loss:sum": result.loss, "models_in_step:max": float(self._worker.models_in_step)}
+            return Answer(proto.write_forward_backward(result.logprobs, metrics), PROTO)
+
+        return await self._in_turn(message.model_id, message.seq_id, run, lambda answer: answer)
+
+    async def optim_step(self, asked: wire.OptimStep) -> dict[str, Any]:
+        def step() -> dict[str, float]:
+            return self._models.optim_step(asked.model_id, asked.adam_params)
+
+        return await self._in_turn(
+            asked.model_id, asked.seq_id, lambda: self._worker.do(asked.model_id, step), lambda found: {"metrics": found}
+        )
+
+    async def save_weights(self, asked: wire.SaveWeights) -> dict[str, Any]:
+        return await self._in_turn(
+            asked.model_id,
+            asked.seq_id,
+            lambda: self._worker.do(asked.model_id, lambda: self._models.save(asked)),
+            lambda path: {"type": "save_weights", "path": path},
+        )
+
+    async def save_for_sampler(self, asked: wire.SaveForSampler) -> dict[str, Any]:
+        if (asked.path is None) == (asked.sampling_session_seq_id is None):
+            raise Refused(400, "give path, or sampling_session_seq_id for a sampling session of its own")
+        session = self._model(asked.model_id).session
+
+        async def save() -> dict[str, Any]:
+            path = await self._worker.do(asked.model_id, lambda: self._models.save_for_sampler(asked))
+            if asked.path is not None:
+                return {"type": "save_weights_for_sampler", "path": path}
+            sampler = SamplerRecord(id=f"{session}:sample:{asked.sampling_session_seq_id}", session=session, path=path)
+            if asked.kind == "inflight":
+                sampler = msgspec.structs.replace(sampler, path="", inflight=asked.model_id)
+                await asyncio.to_thread(self._state.update, ModelRecord, asked.model_id, inflight=path)
+            await asyncio.to_thread(self._state.put, sampler)
+            return {"type": "save_weights_for_sampler", "sampling_session_id": sampler.id}
+
+        return await self._in_turn(asked.model_id, asked.seq_id, save, lambda answer: answer)
+
+    # Sampling
+
+    async def create_sampling_session(self, asked: wire.CreateSamplingSession) -> dict[str, Any]:
+        self._session(asked.session_id)
+        self._check_base(asked.base_model or self.name)
+        path = self._checkpoint(asked.model_path).id if asked.model_path else ""
+        id = f"{asked.session_id}:sample:{asked.sampling_session_seq_id}"
+        await asyncio.to_thread(self._state.put, SamplerRecord(id=id, session=asked.session_id, path=path))
+        return {"type": "create_sampling_session", "sampling_session_id": id}
+
+    async def join_sampling_session(self, asked: wire.JoinSamplingSession) -> dict[str, Any]:
+        sampler = self._sampler(asked.sampling_session_id)
+        await asyncio.to_thread(self._state.update, SamplerRecord, sampler.id, clients=sampler.clients + 1)
+        return {"type": "join_sampling_session", "client_counter": sampler.clients}
+
+    async def get_sampler(self, id: str) -> dict[str, Any]:
+        sampler = self._sampler(id)
+        return {"sampler_id": sampler.id, "base_model": self.name, "model_path": sampler.path or None}
+
+    async def sample(self, asked: wire.Sample) -> dict[str, Any]:
+        sampler = self._sampler(asked.sampling_session_id)
+        path = self._model(sampler.inflight).inflight if sampler.inflight else sampler.path
+        id = f"{sampler.id}:{asked.seq_id}"
+
+        async def run() -> Answer:
+            return Answer(await self._sampling.sample(asked, path, id), PROTO)
+
+        answer = self._begin(id, run(), None) if id not in self.futures else {"request_id": id}
+        return {**answer, "sample_sequence_ids": [f"{id}/{n}" for n in range(max(1, asked.num_samples))]}
+
+    async def cancel(self, asked: wire.CancelFuture) -> None:
+        """Only what is being written can be stopped; all else runs to its end."""
+        self._worker.abort(f"{asked.request_id}/")
+
+    # What is here
+
+    async def capabilities(self) -> dict[str, Any]:
+        model = {"model_name": self.name, "max_context_length": self.config.max_context}
+        return {"supported_models": [{**model, "trainable": True, "sampleable": True}]}
+
+    async def weights_info(self, asked: wire.WeightsInfo) -> dict[str, Any]:
+        return {"base_model": self.name, **describe(self._checkpoint(asked.tinker_path))}
+
+    # How it is done
+
+    def _begin(self, id: str, work: Awaitable[Any], answer: Any) -> dict[str, Any]:
+        """Take a request in: its future will hold `answer`, or what `work` returns where that is None."""
+        self.futures.open(id)
+        self._spawn(self._finish(id, work, answer))
+        return {"request_id": id}
+
+    async def _finish(self, id: str, work: Awaitable[Any], answer: Any) -> None:
+        try:
+            found = await work
+        except (UserError, Refused) as error:
+            self.futures.fail(id, str(error), "user")
+        except MappaError as error:
+            self.futures.fail(id, str(error), "server")
+        else:
+            found = found if answer is None else answer
+            self.futures.resolve(id, found if isinstance(found, Answer) else Answer(msgspec.json.encode(found)))
+
+    async def _in_turn(
+        self, id: str, seq: int, work: Callable[[], Awaitable[Any]], answer: Callable[[Any], Any]
+    ) -> dict[str, Any]:
+        """Take a model's request in, to be begun when all with lower numbers have been. A number that was seen before
+        is a request sent again: it has the same future."""
+        record = self._model(id)
+        if record.session:
+            self._session(record.session)
+        turns = self._turns.setdefault(id, _Turns(record.next_seq))
+        request = f"{id}:{seq}"
+        if seq < turns.next or seq in turns.waiting:
+            return {"request_id": request, "model_id": id}
+
+        async def run() -> Any:
+            return answer(await work())
+
+        self.futures.open(request)
+        begun = turns.take(seq, lambda: self._spawn(self._finish(request, run(), None)))
+        if begun:
+            await asyncio.to_thread(self._state.update, ModelRecord, id, next_seq=turns.next, used=time.time())
+        return {"request_id": request, "model_id": id}
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _new_record(
+        self, session: str, seq: int, lora: wire.LoraConfig, metadata: dict[str, Any] | None
+    ) -> ModelRecord:
+        self._session(session)
+        now = time.time()
+        return ModelRecord(
+            id=f"{session}:train:{seq}",
+            session=session,
+            rank=lora.rank,
+            seed=lora.seed if lora.seed is not None else secrets.randbits(32),
+            attention=lora.train_attn,
+            mlp=lora.train_mlp,
+            created=now,
+            used=now,
+            metadata=metadata or {},
+        )
+
+    def _session(self, id: str) -> Session:
+        """The session, which shows a sign of life by being asked for."""
+        session = self._state.find(Session, id)
+        if session is None:
+            raise Refused(404, f"there is no session {id!r}")
+        if session.ended:
+            raise Refused(410, f"session {id!r} has ended: {session.ended}")
+        self._seen[id] = time.monotonic()
+        return session
+
+    def _model(self, id: str) -> ModelRecord:
+        record = self._state.find(ModelRecord, id)
+        if record is None:
+            raise Refused(404, f"there is no model {id!r}")
+        return record
+
+    def _sampler(self, id: str) -> SamplerRecord:
+        sampler = self._state.find(SamplerRecord, id)
+        if sampler is None:
+            raise Refused(404, f"there is no sampling session {id!r}")
+        self._session(sampler.session)
+        return sampler
+
+    def _checkpoint(self, path: str) -> Checkpoint:
+        try:
+            return self._state.checkpoint(path)
+        except UserError as error:
+            raise Refused(404, str(error)) from None
+
+    def _check_base(self, name: str) -> None:
+        if name != self.name:
+            raise Refused(400, f"this server has no base model {name!r}; it has {self.name!r}")
+
+
+class _Turns:
+    """The order of one model's requests: numbers may arrive out of it, and are begun in it."""
+
+    def __init__(self, next: int) -> None:
+        self.next = next
+        self.waiting: dict[int, Callable[[], None]] = {}
+
+    def take(self, seq: int, begin: Callable[[], None]) -> bool:
+        """Begin what is next, and all that has waited for it. Returns whether anything was begun."""
+        self.waiting[seq] = begin
+        before = self.next
+        while self.next in self.waiting:
+            self.waiting.pop(self.next)()
+            self.next += 1
+        return self.next > before
