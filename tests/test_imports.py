@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS = {
-    6: ("mappa.train", "mappa.lead", "mappa.cli", "mappa.doctor", "mappa.interrupt", "mappa.replay"),
+    6: ("mappa.train", "mappa.lead", "mappa.cli", "mappa.doctor", "mappa.interrupt", "mappa.replay", "mappa.serve"),
     5: ("mappa.evaluate", "mappa.observe"),
     4: ("mappa.rollout", "mappa.journal", "mappa.run"),
     3: ("mappa.tasks", "mappa.systems", "mappa.sandbox", "mappa.coach", "mappa.sampler", "mappa.learn"),

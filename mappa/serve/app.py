@@ -29,7 +29,7 @@ def application(service: Service, key: str) -> web.Application:
     """The server's routes. All but the health check want `key` in the header X-API-Key."""
     app = web.Application(middlewares=[_errors, _authentication(key)], client_max_size=_LARGEST_BODY)
     post = {
-        "/client/config": _reads(wire.Ignored, _nothing),
+        "/client/config": _client_config,
         "/client/dynamic_config": _reads(wire.Ignored, _dynamic_config),
         "/telemetry": _reads(wire.Ignored, _accepted),
         "/create_session": _reads(wire.CreateSession, service.create_session),
@@ -110,8 +110,11 @@ def _finish_session(service: Service) -> Handler:
     return handle
 
 
-async def _nothing(_: wire.Ignored) -> dict[str, Any]:
-    return {}
+async def _client_config(_: web.Request) -> web.Response:
+    """No settings: clients do as they do by default. They ask over a connection that they never close."""
+    answer = _json({})
+    answer.force_close()
+    return answer
 
 
 async def _dynamic_config(_: wire.Ignored) -> dict[str, Any]:

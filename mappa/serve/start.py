@@ -1,24 +1,43 @@
-"""From a config to a service that runs."""
+"""From a config to a server that listens."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+
+from aiohttp import web
 
 from mappa.config import LearnConfig, ServeConfig, available_cores
 from mappa.errors import ConfigError
 from mappa.model.base import load_base
 from mappa.model.lora import add_roles
+from mappa.serve.app import application
 from mappa.serve.models import Models
 from mappa.serve.service import Service
 from mappa.serve.state import State
 from mappa.serve.worker import Worker
 
 
+@asynccontextmanager
+async def serving(config: ServeConfig, key: str) -> AsyncIterator[str]:
+    """A server that answers while the block runs; gives its address. Raises MappaError for what cannot be served."""
+    with _service(config) as service:
+        runner = web.AppRunner(application(service, key), access_log=None)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, config.host, config.port).start()
+            host, port = runner.addresses[0][:2]
+            yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {config.host}:{config.port}: {error.strerror}") from None
+        finally:
+            await runner.cleanup()
+
+
 @contextmanager
-def start(config: ServeConfig) -> Iterator[Service]:
+def _service(config: ServeConfig) -> Iterator[Service]:
     """A service on this event loop, and its worker. Raises MappaError."""
     import torch
 
