@@ -144,7 +144,10 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except Refused as error:
-        return _json({"detail": str(error)}, status=error.status)
+        answer = _json({"detail": str(error)}, status=error.status)
+        if error.status == 401:
+            answer.force_close()
+        return answer
     except MappaError as error:
         return _json({"detail": str(error)}, status=500)
     except web.HTTPException as error:  # no such route, a body that is too large

@@ -57,6 +57,7 @@ def _service(config: ServeConfig) -> Iterator[Service]:
     worker = Worker(
         base,
         router,
+        layers,
         learn,
         max_rows=config.max_rows,
         gather=config.gather,

@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -20,8 +20,9 @@ import torch
 from mappa.config import LearnConfig
 from mappa.errors import MappaError, SamplerError
 from mappa.model.base import Base
-from mappa.model.lora import Router
+from mappa.model.lora import RoleLinear, Router
 from mappa.sampler.engine import Engine, Request
+from mappa.serve.model import ModelWeights
 from mappa.serve.step import Step, TrainRequest, TrainResult
 
 T = TypeVar("T")
@@ -48,12 +49,22 @@ class Worker:
     """Runs lanes of jobs and an `Engine` on a thread of its own. Its methods are for the event loop."""
 
     def __init__(
-        self, base: Base, router: Router, learn: LearnConfig, *, max_rows: int, gather: float, threads: int, exact: bool
+        self,
+        base: Base,
+        router: Router,
+        layers: Mapping[str, RoleLinear],
+        learn: LearnConfig,
+        *,
+        max_rows: int,
+        gather: float,
+        threads: int,
+        exact: bool,
     ) -> None:
         self.engine = Engine(base, router, max_rows=max_rows, exact=exact)
         self.models_in_step = 0
         """Models that trained together in the last step."""
         self._base, self._router, self._learn = base, router, learn
+        self._blank = ModelWeights({}, layers, rank=learn.rank, limit=learn.rank, alpha=1.0)
         self._gather = gather
         self._threads = threads
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -172,7 +183,8 @@ class Worker:
             first = min(waiting, key=lambda pair: pair[1].since)[1].request
             assert first is not None
             chosen = [(lane, job) for lane, job in waiting if job.request and job.request.backward == first.backward]
-            step = Step([job.request for _, job in chosen if job.request], self._base, self._router, self._learn)
+            requests = [job.request for _, job in chosen if job.request]
+            step = Step(requests, self._base, self._router, self._blank, self._learn)
             self._step = step, chosen, step.passes()
             self.models_in_step = len(chosen)
         step, chosen, passes = self._step
