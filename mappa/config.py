@@ -367,7 +367,7 @@ class ServeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         bool, _doc("keep one hidden state per layer and compute the rest again in the backward pass")
     ] = False
     exact: Annotated[
-        bool, _doc("give every request the same bits whatever else is computed with it, sampling included. Slower")
+        bool, _doc("sample the same, bit for bit, whatever else is sampled with it; training always is so. Slower")
     ] = False
     gather: Annotated[float, _doc("seconds a forward_backward waits for those of other clients to join it", ge=0)] = (
         0.005

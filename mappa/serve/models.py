@@ -209,10 +209,11 @@ class Models:
         return model
 
     def _read(self, path: str) -> Adapter:
+        """An adapter in the order of the base's layers, which is that of the optimiser's state."""
         adapter = checkpoint.read_weights(self._state.place(path))
         known = {name: layer for name, layer in self._layers.items() if name in adapter}
         check_adapter(known, adapter, path)
-        return adapter
+        return {name: adapter[name] for name in known}
 
     def _weights(self, adapter: Adapter, rank: int) -> ModelWeights:
         if rank > self._config.rank:

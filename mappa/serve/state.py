@@ -101,10 +101,14 @@ class State:
         self._records: dict[type[Record], dict[str, Any]] = {kind: {} for kind in _KINDS}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._disk = sqlite3.connect(folder / "state.sqlite", check_same_thread=False, isolation_level=None)
+            self._disk = sqlite3.connect(
+                folder / "state.sqlite", timeout=1, check_same_thread=False, isolation_level=None
+            )
             self._disk.execute("pragma journal_mode = wal")
             self._disk.execute("pragma locking_mode = exclusive")
-            self._disk.execute("create table if not exists records (kind text, id text, value blob, primary key (kind, id))")
+            self._disk.execute(
+                "create table if not exists records (kind text, id text, value blob, primary key (kind, id))"
+            )
         except (OSError, sqlite3.Error) as error:
             raise DiskError(f"the state in {folder} cannot be used: {error}; does another server use it?") from None
         for kind in _KINDS:
