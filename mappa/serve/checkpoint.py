@@ -1,8 +1,8 @@
 """A model on disk, whole or not at all.
 
-    NAME/
-        adapter/                 a PEFT folder, which peft and inference servers load unchanged
-        optimizer.safetensors    Adam's moments by decoder layer, and its step; of a training checkpoint alone
+NAME/
+    adapter/                 a PEFT folder, which peft and inference servers load unchanged
+    optimizer.safetensors    Adam's moments by decoder layer, and its step; of a training checkpoint alone
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from msgspec.structs import replace
 from safetensors.torch import load_file, save_file
 
 from mappa.config import LearnConfig
-from mappa.errors import CheckpointError
 from mappa.learn.adapters import read_adapter, write_adapter
 from mappa.model.lora import Adapter
+from mappa.serve.errors import UserError
 from mappa.serve.model import Model
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -50,9 +50,9 @@ def read_weights(folder: Path) -> Adapter:
 
 
 def restore_optimizer(model: Model, folder: Path) -> None:
-    """Take Adam's state over. Raises CheckpointError where there is none: sampler weights have no optimiser."""
+    """Take Adam's state over. Raises UserError where there is none: sampler weights have no optimiser."""
     if not (folder / _FILE).is_file():
-        raise CheckpointError(f"{folder.name} holds no optimiser state; load its weights alone")
+        raise UserError(f"{folder.name} holds no optimiser state; load its weights alone")
     tensors = load_file(folder / _FILE)
     model.steps = int(tensors["step"])
     for layer, parameter in model.weights.parameters.items():

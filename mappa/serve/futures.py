@@ -1,4 +1,4 @@
-"""Answers that are not there yet: a request is taken in at once, and its result is asked for by id until it is there."""
+"""Answers that are not there yet: a request is taken in at once, its result asked for by id until it is there."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def _clipped(ratio: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
     return torch.clamp(ratio, inputs["clip_low_threshold"], inputs["clip_high_threshold"])
 
 
-_RL = {"logprobs": None, "advantages": None}
+_RL: dict[str, float | None] = {"logprobs": None, "advantages": None}
 _NEEDS: dict[str, tuple[Loss, dict[str, float | None]]] = {
     "cross_entropy": (cross_entropy, {"weights": 1.0}),
     "importance_sampling": (importance_sampling, _RL),

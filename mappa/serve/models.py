@@ -48,31 +48,22 @@ class Models:
         engine.add_adapter(_BASE, {name: _nothing(layer) for name, layer in layers.items()})
 
     def create(self, record: ModelRecord) -> None:
-        """A new model, written down. Raises UserError where there is no room."""
-        self._make_room()
-        self._models[record.id] = self._fresh(record)
-        self._state.put(record)
+        """A new model, written down; nothing where there is one already. Raises UserError where there is no room."""
+        if self._state.find(ModelRecord, record.id) is None:
+            self._make_room()
+            self._models[record.id] = self._fresh(record)
+            self._state.put(record)
 
-    def create_from(self, record: ModelRecord, path: str, *, optimizer: bool) -> None:
-        """A new model that begins as saved weights. Raises UserError, CheckpointError."""
-        self._make_room()
+    def load(self, record: ModelRecord, path: str, *, optimizer: bool) -> None:
+        """Saved weights in place of a model's own, or for a new one; its rank becomes theirs. Raises UserError."""
+        saved, known = self._state.checkpoint(path), self._state.find(ModelRecord, record.id)
+        if record.id not in self._models:
+            self._make_room()
         self._models[record.id] = self._loaded(record, path, optimizer=optimizer)
-        self._state.put(record)
-
-    def load(self, id: str, path: str, *, optimizer: bool) -> None:
-        """Saved weights in place of the model's own; its rank becomes theirs."""
-        record, saved = self._record(id), self._state.checkpoint(path)
-        self._models[id] = self._loaded(record, path, optimizer=optimizer)
-        self._state.update(
-            ModelRecord,
-            id,
-            rank=saved.rank,
-            attention=saved.attention,
-            mlp=saved.mlp,
-            base=path,
-            optimizer=optimizer,
-            unsaved=False,
-        )
+        if known is None:
+            self._state.put(record)
+        changes = {"rank": saved.rank, "attention": saved.attention, "mlp": saved.mlp}
+        self._state.update(ModelRecord, record.id, base=path, optimizer=optimizer, unsaved=False, **changes)
 
     def train(self, message: ForwardBackward) -> TrainRequest:
         """What a forward or forward_backward asks to be computed. Raises UserError naming the datum that is wrong."""

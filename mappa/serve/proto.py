@@ -139,7 +139,9 @@ def _tensor(message: Any) -> torch.Tensor:
     if not message.HasField("sparse"):
         values = torch.from_numpy(np.frombuffer(message.dense, dtype).copy())
         return values.view(shape or [-1])
-    rows, columns = (torch.from_numpy(np.frombuffer(b, "<i8").copy()) for b in (message.sparse.rows, message.sparse.columns))
+    rows, columns = (
+        torch.from_numpy(np.frombuffer(b, "<i8").copy()) for b in (message.sparse.rows, message.sparse.columns)
+    )
     values = torch.from_numpy(np.frombuffer(message.sparse.values, dtype).copy())
     dense = torch.zeros(shape, dtype=values.dtype)
     dense[torch.arange(len(rows) - 1).repeat_interleave(rows.diff()), columns] = values

@@ -108,6 +108,4 @@ def _seeds(seed: int | None, count: int) -> list[int]:
 
 
 def _with_seed(params: SamplingParams, seed: int) -> SamplingParams:
-    return SamplingParams(
-        temperature=params.temperature, max_tokens=params.max_tokens, stop=params.stop, seed=seed
-    )
+    return SamplingParams(temperature=params.temperature, max_tokens=params.max_tokens, stop=params.stop, seed=seed)

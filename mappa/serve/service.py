@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import msgspec
 
 from mappa.config import ServeConfig
-from mappa.errors import MappaError
 from mappa.model.base import Base
 from mappa.model.lora import Router
 from mappa.serve import proto, wire
 from mappa.serve.errors import Refused, UserError
 from mappa.serve.futures import PROTO, Answer, Futures
+from mappa.serve.intake import Intake
 from mappa.serve.models import Models, describe
 from mappa.serve.sampling import Sampling
 from mappa.serve.state import Checkpoint, ModelRecord, SamplerRecord, Session, State
@@ -36,22 +35,26 @@ class Service:
         self, config: ServeConfig, state: State, base: Base, router: Router, worker: Worker, models: Models
     ) -> None:
         self.config = config
-        self.futures = Futures(config.result_timeout)
+        self._intake = Intake(state, config.result_timeout)
         self._state = state
         self._base = base
         self._worker = worker
         self._models = models
         self._sampling = Sampling(base, router, worker, models, config)
-        self._turns: dict[str, _Turns] = {}
         self._seen = {session.id: time.monotonic() for session in state.all(Session) if not session.ended}
-        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def name(self) -> str:
         """What clients call the base."""
         return self.config.name or self.config.model
 
+    @property
+    def futures(self) -> Futures:
+        """What became of requests."""
+        return self._intake.futures
+
     def health(self) -> None:
+        """Raises SamplerError where nothing is computed any more."""
         self._worker.health()
 
     # Sessions
@@ -73,7 +76,7 @@ class Service:
         await asyncio.to_thread(self._state.update, Session, session.id, ended=why)
         for model in self._state.all(ModelRecord):
             if model.session == id:
-                self._turns.pop(model.id, None)
+                self._intake.end(model.id, f"session {id!r} has ended: {why}")
                 await self._worker.do(model.id, lambda id=model.id: self._models.forget(id, ephemerals=True))  # type: ignore[misc]
         for sampler in self._state.all(SamplerRecord):
             if sampler.session == id:
@@ -87,7 +90,8 @@ class Service:
             self.futures.forget()
             silent = time.monotonic() - self.config.session_timeout
             for id in [id for id, seen in self._seen.items() if seen < silent]:
-                await self.end_session(id, f"silent for {self.config.session_timeout:g} seconds")
+                if id in self._seen:  # its client may have ended it meanwhile
+                    await self.end_session(id, f"silent for {self.config.session_timeout:g} seconds")
             for saved in self._state.all(Checkpoint):
                 if saved.expires is not None and saved.expires < time.time():
                     await self._worker.do(saved.model, lambda saved=saved: self._models.delete(saved))  # type: ignore[misc]
@@ -102,31 +106,33 @@ class Service:
         if not lora.train_attn and not lora.train_mlp:
             raise Refused(400, "nothing to train: train_attn and train_mlp are both false, and the output layer is not")
         record = self._new_record(asked.session_id, asked.model_seq_id, lora, asked.user_metadata)
-        answer = {"type": "create_model", "model_id": record.id}
-        return self._begin(f"{record.id}:create", self._worker.do(record.id, lambda: self._models.create(record)), answer)
+
+        async def create() -> dict[str, Any]:
+            await self._worker.do(record.id, lambda: self._models.create(record))
+            return {"type": "create_model", "model_id": record.id}
+
+        return self._intake.begin(f"{record.id}:create", create)
 
     async def load_weights(self, asked: wire.LoadWeights) -> dict[str, Any]:
+        """Into a model there is, in its turn, or into a new one."""
         self._check_base(asked.base_model or self.name)
         if asked.model_id is not None and asked.seq_id is not None:
-            id = asked.model_id
-
-            def load() -> None:
-                self._models.load(id, asked.path, optimizer=asked.optimizer)
-
-            answer = {"type": "load_weights", "path": asked.path, "model_id": id}
-            return await self._in_turn(id, asked.seq_id, lambda: self._worker.do(id, load), lambda _: answer)
-        if asked.session_id is None or asked.model_seq_id is None:
+            record = self._open_model(asked.model_id)
+        elif asked.session_id is not None and asked.model_seq_id is not None:
+            saved = self._checkpoint(asked.path)
+            lora = wire.LoraConfig(rank=saved.rank, train_attn=saved.attention, train_mlp=saved.mlp)
+            record = self._new_record(asked.session_id, asked.model_seq_id, lora, asked.user_metadata)
+        else:
             raise Refused(400, "load_weights needs model_id and seq_id, or session_id and model_seq_id")
-        saved = self._checkpoint(asked.path)
-        lora = wire.LoraConfig(rank=saved.rank, train_attn=saved.attention, train_mlp=saved.mlp)
-        record = self._new_record(asked.session_id, asked.model_seq_id, lora, asked.user_metadata)
         record = msgspec.structs.replace(record, base=asked.path, optimizer=asked.optimizer)
 
-        def create() -> None:
-            self._models.create_from(record, asked.path, optimizer=asked.optimizer)
+        async def load() -> dict[str, Any]:
+            await self._worker.do(record.id, lambda: self._models.load(record, asked.path, optimizer=asked.optimizer))
+            return {"type": "load_weights", "path": asked.path, "model_id": record.id}
 
-        answer = {"type": "load_weights", "path": asked.path, "model_id": record.id}
-        return self._begin(f"{record.id}:create", self._worker.do(record.id, create), answer)
+        if asked.seq_id is not None:
+            return await self._intake.in_turn(record, asked.seq_id, load)
+        return self._intake.begin(f"{record.id}:create", load)
 
     async def get_info(self, asked: wire.GetInfo) -> dict[str, Any]:
         record = self._model(asked.model_id)
@@ -149,44 +155,45 @@ class Service:
             result = await self._worker.train(message.model_id, lambda: self._models.train(message))
             if result.fault and not message.forward_only:
                 raise UserError(result.fault)
-            metrics = {"loss:sum": result.loss, "models_in_step:max": float(self._worker.models_in_step)}
+            metrics = {"loss:sum": result.loss, "models_in_step:max": float(result.company)}
             return Answer(proto.write_forward_backward(result.logprobs, metrics), PROTO)
 
-        return await self._in_turn(message.model_id, message.seq_id, run, lambda answer: answer)
+        return await self._intake.in_turn(self._open_model(message.model_id), message.seq_id, run)
 
     async def optim_step(self, asked: wire.OptimStep) -> dict[str, Any]:
-        def step() -> dict[str, float]:
-            return self._models.optim_step(asked.model_id, asked.adam_params)
+        id = asked.model_id
 
-        return await self._in_turn(
-            asked.model_id, asked.seq_id, lambda: self._worker.do(asked.model_id, step), lambda found: {"metrics": found}
-        )
+        async def step() -> dict[str, Any]:
+            return {"metrics": await self._worker.do(id, lambda: self._models.optim_step(id, asked.adam_params))}
+
+        return await self._intake.in_turn(self._open_model(id), asked.seq_id, step)
 
     async def save_weights(self, asked: wire.SaveWeights) -> dict[str, Any]:
-        return await self._in_turn(
-            asked.model_id,
-            asked.seq_id,
-            lambda: self._worker.do(asked.model_id, lambda: self._models.save(asked)),
-            lambda path: {"type": "save_weights", "path": path},
-        )
+        async def save() -> dict[str, Any]:
+            path = await self._worker.do(asked.model_id, lambda: self._models.save(asked))
+            return {"type": "save_weights", "path": path}
+
+        return await self._intake.in_turn(self._open_model(asked.model_id), asked.seq_id, save)
 
     async def save_for_sampler(self, asked: wire.SaveForSampler) -> dict[str, Any]:
+        """Under a name, or for a sampling session of its own."""
         if (asked.path is None) == (asked.sampling_session_seq_id is None):
             raise Refused(400, "give path, or sampling_session_seq_id for a sampling session of its own")
-        session = self._model(asked.model_id).session
+        record = self._open_model(asked.model_id)
 
         async def save() -> dict[str, Any]:
-            path = await self._worker.do(asked.model_id, lambda: self._models.save_for_sampler(asked))
+            path = await self._worker.do(record.id, lambda: self._models.save_for_sampler(asked))
             if asked.path is not None:
                 return {"type": "save_weights_for_sampler", "path": path}
-            sampler = SamplerRecord(id=f"{session}:sample:{asked.sampling_session_seq_id}", session=session, path=path)
+            id = f"{record.session}:sample:{asked.sampling_session_seq_id}"
+            sampler = SamplerRecord(id=id, session=record.session, path=path)
             if asked.kind == "inflight":
-                sampler = msgspec.structs.replace(sampler, path="", inflight=asked.model_id)
-                await asyncio.to_thread(self._state.update, ModelRecord, asked.model_id, inflight=path)
+                sampler = SamplerRecord(id=id, session=record.session, inflight=record.id)
+                await asyncio.to_thread(self._state.update, ModelRecord, record.id, inflight=path)
             await asyncio.to_thread(self._state.put, sampler)
-            return {"type": "save_weights_for_sampler", "sampling_session_id": sampler.id}
+            return {"type": "save_weights_for_sampler", "sampling_session_id": id}
 
-        return await self._in_turn(asked.model_id, asked.seq_id, save, lambda answer: answer)
+        return await self._intake.in_turn(record, asked.seq_id, save)
 
     # Sampling
 
@@ -215,8 +222,8 @@ class Service:
         async def run() -> Answer:
             return Answer(await self._sampling.sample(asked, path, id), PROTO)
 
-        answer = self._begin(id, run(), None) if id not in self.futures else {"request_id": id}
-        return {**answer, "sample_sequence_ids": [f"{id}/{n}" for n in range(max(1, asked.num_samples))]}
+        sequences = [f"{id}/{n}" for n in range(asked.num_samples)]
+        return {**self._intake.begin(id, run), "sample_sequence_ids": sequences}
 
     async def cancel(self, asked: wire.CancelFuture) -> None:
         """Only what is being written can be stopped; all else runs to its end."""
@@ -231,51 +238,7 @@ class Service:
     async def weights_info(self, asked: wire.WeightsInfo) -> dict[str, Any]:
         return {"base_model": self.name, **describe(self._checkpoint(asked.tinker_path))}
 
-    # How it is done
-
-    def _begin(self, id: str, work: Awaitable[Any], answer: Any) -> dict[str, Any]:
-        """Take a request in: its future will hold `answer`, or what `work` returns where that is None."""
-        self.futures.open(id)
-        self._spawn(self._finish(id, work, answer))
-        return {"request_id": id}
-
-    async def _finish(self, id: str, work: Awaitable[Any], answer: Any) -> None:
-        try:
-            found = await work
-        except (UserError, Refused) as error:
-            self.futures.fail(id, str(error), "user")
-        except MappaError as error:
-            self.futures.fail(id, str(error), "server")
-        else:
-            found = found if answer is None else answer
-            self.futures.resolve(id, found if isinstance(found, Answer) else Answer(msgspec.json.encode(found)))
-
-    async def _in_turn(
-        self, id: str, seq: int, work: Callable[[], Awaitable[Any]], answer: Callable[[Any], Any]
-    ) -> dict[str, Any]:
-        """Take a model's request in, to be begun when all with lower numbers have been. A number that was seen before
-        is a request sent again: it has the same future."""
-        record = self._model(id)
-        if record.session:
-            self._session(record.session)
-        turns = self._turns.setdefault(id, _Turns(record.next_seq))
-        request = f"{id}:{seq}"
-        if seq < turns.next or seq in turns.waiting:
-            return {"request_id": request, "model_id": id}
-
-        async def run() -> Any:
-            return answer(await work())
-
-        self.futures.open(request)
-        begun = turns.take(seq, lambda: self._spawn(self._finish(request, run(), None)))
-        if begun:
-            await asyncio.to_thread(self._state.update, ModelRecord, id, next_seq=turns.next, used=time.time())
-        return {"request_id": request, "model_id": id}
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    # What it is done with
 
     def _new_record(
         self, session: str, seq: int, lora: wire.LoraConfig, metadata: dict[str, Any] | None
@@ -304,6 +267,12 @@ class Service:
         self._seen[id] = time.monotonic()
         return session
 
+    def _open_model(self, id: str) -> ModelRecord:
+        """A model whose session has not ended."""
+        record = self._model(id)
+        self._session(record.session)
+        return record
+
     def _model(self, id: str) -> ModelRecord:
         record = self._state.find(ModelRecord, id)
         if record is None:
@@ -326,20 +295,3 @@ class Service:
     def _check_base(self, name: str) -> None:
         if name != self.name:
             raise Refused(400, f"this server has no base model {name!r}; it has {self.name!r}")
-
-
-class _Turns:
-    """The order of one model's requests: numbers may arrive out of it, and are begun in it."""
-
-    def __init__(self, next: int) -> None:
-        self.next = next
-        self.waiting: dict[int, Callable[[], None]] = {}
-
-    def take(self, seq: int, begin: Callable[[], None]) -> bool:
-        """Begin what is next, and all that has waited for it. Returns whether anything was begun."""
-        self.waiting[seq] = begin
-        before = self.next
-        while self.next in self.waiting:
-            self.waiting.pop(self.next)()
-            self.next += 1
-        return self.next > before

@@ -24,7 +24,7 @@ from mappa.serve.worker import Worker
 async def serving(config: ServeConfig, key: str) -> AsyncIterator[str]:
     """A server that answers while the block runs; gives its address. Raises MappaError for what cannot be served."""
     with _service(config) as service:
-        runner = web.AppRunner(application(service, key), access_log=None)
+        runner = web.AppRunner(application(service, key), access_log=None, shutdown_timeout=1)
         await runner.setup()
         try:
             await web.TCPSite(runner, config.host, config.port).start()

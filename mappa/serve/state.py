@@ -32,7 +32,7 @@ class Record(Struct, frozen=True, kw_only=True):
     id: str
 
 
-class Session(Record, kw_only=True):
+class Session(Record, frozen=True, kw_only=True):
     """A client, from create_session to its end or until it has been silent for too long."""
 
     created: float
@@ -40,7 +40,7 @@ class Session(Record, kw_only=True):
     ended: str = ""
 
 
-class ModelRecord(Record, kw_only=True):
+class ModelRecord(Record, frozen=True, kw_only=True):
     """A model and how to have it back."""
 
     session: str
@@ -63,7 +63,7 @@ class ModelRecord(Record, kw_only=True):
     """The saved weights that its inflight samplers use."""
 
 
-class Checkpoint(Record, kw_only=True):
+class Checkpoint(Record, frozen=True, kw_only=True):
     """Saved weights; the id is their path, tinker://MODEL/KIND/NAME."""
 
     model: str
@@ -78,7 +78,7 @@ class Checkpoint(Record, kw_only=True):
     ephemeral: bool = False
 
 
-class SamplerRecord(Record, kw_only=True):
+class SamplerRecord(Record, frozen=True, kw_only=True):
     """A sampling session: fixed weights, those of a model's inflight target, or the base."""
 
     session: str

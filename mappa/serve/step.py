@@ -57,6 +57,8 @@ class TrainResult:
         """Per datum, in the shape of its targets."""
         self.loss = 0.0
         """Summed over all targets."""
+        self.company = 1
+        """Models in its step, this one included."""
         self.fault = ""
         """Why its gradient is of no use; empty where all is well."""
 
@@ -72,6 +74,8 @@ class Step:
         self, requests: Sequence[TrainRequest], base: Base, router: Router, blank: ModelWeights, config: LearnConfig
     ) -> None:
         self.results = [TrainResult(request) for request in requests]
+        for result in self.results:
+            result.company = len(requests)
         self._backward = requests[0].backward
         self._base = base
         self._router = router

@@ -18,7 +18,7 @@ class Ignored(Struct, frozen=True):
     """A request whose content does not matter here: settings asked for, telemetry."""
 
 
-class CreateSession(Message, kw_only=True):
+class CreateSession(Message, frozen=True, kw_only=True):
     tags: list[str] = field(default_factory=list)
     user_metadata: dict[str, Any] | None = None
     sdk_version: str = ""
@@ -26,11 +26,11 @@ class CreateSession(Message, kw_only=True):
     display_name: str | None = None
 
 
-class Heartbeat(Message, kw_only=True):
+class Heartbeat(Message, frozen=True, kw_only=True):
     session_id: str
 
 
-class LoraConfig(Message, kw_only=True):
+class LoraConfig(Message, frozen=True, kw_only=True):
     rank: int
     seed: int | None = None
     train_unembed: bool = True
@@ -38,11 +38,11 @@ class LoraConfig(Message, kw_only=True):
     train_attn: bool = True
 
 
-class OptimizerConfig(Message, kw_only=True):
+class OptimizerConfig(Message, frozen=True, kw_only=True):
     type: Literal["adamw"] = "adamw"
 
 
-class CreateModel(Message, kw_only=True):
+class CreateModel(Message, frozen=True, kw_only=True):
     session_id: str
     model_seq_id: int
     base_model: str
@@ -51,11 +51,11 @@ class CreateModel(Message, kw_only=True):
     optimizer_config: OptimizerConfig = OptimizerConfig()
 
 
-class GetInfo(Message, kw_only=True):
+class GetInfo(Message, frozen=True, kw_only=True):
     model_id: str
 
 
-class AdamParams(Message, kw_only=True):
+class AdamParams(Message, frozen=True, kw_only=True):
     learning_rate: float = 1e-4
     beta1: float = 0.9
     beta2: float = 0.95
@@ -64,13 +64,13 @@ class AdamParams(Message, kw_only=True):
     grad_clip_norm: float = 0.0
 
 
-class OptimStep(Message, kw_only=True):
+class OptimStep(Message, frozen=True, kw_only=True):
     model_id: str
     seq_id: int
     adam_params: AdamParams
 
 
-class SaveWeights(Message, kw_only=True):
+class SaveWeights(Message, frozen=True, kw_only=True):
     model_id: str
     seq_id: int
     path: str
@@ -79,7 +79,7 @@ class SaveWeights(Message, kw_only=True):
     user_metadata: dict[str, str] | None = None
 
 
-class SaveForSampler(Message, kw_only=True):
+class SaveForSampler(Message, frozen=True, kw_only=True):
     model_id: str
     seq_id: int
     path: str | None = None
@@ -89,7 +89,7 @@ class SaveForSampler(Message, kw_only=True):
     user_metadata: dict[str, str] | None = None
 
 
-class LoadWeights(Message, kw_only=True):
+class LoadWeights(Message, frozen=True, kw_only=True):
     """Into a model there is (model_id, seq_id), or into a new one (session_id, model_seq_id)."""
 
     path: str
@@ -104,19 +104,19 @@ class LoadWeights(Message, kw_only=True):
     weights_access_token: str | None = None
 
 
-class WeightsInfo(Message, kw_only=True):
+class WeightsInfo(Message, frozen=True, kw_only=True):
     tinker_path: str
     weights_access_token: str | None = None
 
 
-class CreateSamplingSession(Message, kw_only=True):
+class CreateSamplingSession(Message, frozen=True, kw_only=True):
     session_id: str
     sampling_session_seq_id: int
     base_model: str | None = None
     model_path: str | None = None
 
 
-class JoinSamplingSession(Message, kw_only=True):
+class JoinSamplingSession(Message, frozen=True, kw_only=True):
     sampling_session_id: str
 
 
@@ -139,7 +139,7 @@ class SamplingParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     top_p: float = 1.0
 
 
-class Sample(Message, kw_only=True):
+class Sample(Message, frozen=True, kw_only=True):
     prompt: Prompt
     sampling_params: SamplingParams
     num_samples: int = 1
@@ -156,10 +156,10 @@ class Sample(Message, kw_only=True):
     record_stability_info: bool | None = None
 
 
-class RetrieveFuture(Message, kw_only=True):
+class RetrieveFuture(Message, frozen=True, kw_only=True):
     request_id: str
     allow_metadata_only: bool = False
 
 
-class CancelFuture(Message, kw_only=True):
+class CancelFuture(Message, frozen=True, kw_only=True):
     request_id: str

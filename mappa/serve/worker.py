@@ -61,8 +61,6 @@ class Worker:
         exact: bool,
     ) -> None:
         self.engine = Engine(base, router, max_rows=max_rows, exact=exact)
-        self.models_in_step = 0
-        """Models that trained together in the last step."""
         self._base, self._router, self._learn = base, router, learn
         self._blank = ModelWeights({}, layers, rank=learn.rank, limit=learn.rank, alpha=1.0)
         self._gather = gather
@@ -77,11 +75,11 @@ class Worker:
 
     async def do(self, lane: str, work: Callable[[], T]) -> T:
         """Run `work` when all that was asked of the lane before is done, and return what it returns."""
-        return await self._put(lane, Job(work))  # type: ignore[no-any-return]
+        return await self._put(lane, Job(work))
 
     async def train(self, lane: str, prepare: Callable[[], TrainRequest]) -> TrainResult:
         """The same for training; `prepare` says what is to be computed, when it is this request's turn."""
-        return await self._put(lane, Job(prepare))  # type: ignore[no-any-return]
+        return await self._put(lane, Job(prepare))
 
     async def write(self, request: Request) -> Request:
         """Have a continuation written, up to its end or until it is aborted."""
@@ -93,7 +91,7 @@ class Worker:
             self.engine.waiting.append(request)
 
         self._inbox.put(begin)
-        return await job.done  # type: ignore[no-any-return]
+        return await job.done
 
     def abort(self, prefix: str) -> None:
         """End the continuations whose id starts with `prefix`."""
@@ -186,7 +184,6 @@ class Worker:
             requests = [job.request for _, job in chosen if job.request]
             step = Step(requests, self._base, self._router, self._blank, self._learn)
             self._step = step, chosen, step.passes()
-            self.models_in_step = len(chosen)
         step, chosen, passes = self._step
         try:
             next(passes)
@@ -227,4 +224,6 @@ def _settle(future: asyncio.Future[Any], value: Any, error: BaseException | None
     if error is None:
         future.set_result(value)
     else:
-        future.set_exception(error if isinstance(error, MappaError) else SamplerError(f"{type(error).__name__}: {error}"))
+        future.set_exception(
+            error if isinstance(error, MappaError) else SamplerError(f"{type(error).__name__}: {error}")
+        )

@@ -25,9 +25,7 @@ def supervised(prompt: Sequence[int], completion: Sequence[int]) -> types.Datum:
     """All but the last token in, all but the first out; the prompt has no weight."""
     tokens = [*prompt, *completion]
     weights = [0.0] * (len(prompt) - 1) + [1.0] * len(completion)
-    return types.Datum(
-        model_input=text(tokens[:-1]), loss_fn_inputs={"target_tokens": tokens[1:], "weights": weights}
-    )
+    return types.Datum(model_input=text(tokens[:-1]), loss_fn_inputs={"target_tokens": tokens[1:], "weights": weights})
 
 
 def reinforced(

@@ -1,4 +1,4 @@
-"""Processes killed with -9: the server comes back with what was saved and says what was not; a dead client is let go."""
+"""Processes killed with -9: a server comes back with what was saved and says what was not; dead clients are let go."""
 
 from __future__ import annotations
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import tinker
 from tinker import types
 
-from tests.serve.server import Server
+from tests.serve.server import KEY, Server
 from tests.serve.talk import ADAM, model, reinforced, supervised, text
 
 PAIRS = {"banana split": "anana-bay plit-say", "quantum physics": "uantum-qay ysics-phay", "code": "ode-cay"}
@@ -22,7 +25,7 @@ def test_supervised(client: tinker.ServiceClient) -> None:
     answers = {english: [*tokenizer.encode(f" {latin}"), tokenizer.eos_token_id] for english, latin in PAIRS.items()}
     data = [supervised(prompts[english], answers[english]) for english in PAIRS]
     losses = []
-    for _ in range(40):
+    for _ in range(30):
         forward = training.forward_backward(data, "cross_entropy")
         step = training.optim_step(ADAM)
         losses.append(forward.result().metrics["loss:sum"])
@@ -35,7 +38,7 @@ def test_supervised(client: tinker.ServiceClient) -> None:
         assert written.tokens == answers[english] and written.stop_reason == "stop"
 
 
-@pytest.mark.parametrize("loss", ["importance_sampling", "ppo", "cispo"])
+@pytest.mark.parametrize("loss", ["importance_sampling", "ppo"])
 def test_reinforcement(client: tinker.ServiceClient, loss: types.LossFnType) -> None:
     """Groups of samples, centred rewards, one step a batch: what is rewarded becomes likely."""
     training = model(client)
@@ -56,6 +59,21 @@ def test_reinforcement(client: tinker.ServiceClient, loss: types.LossFnType) -> 
         forward.result()
         step_done.result()
     assert rewards[-1] > rewards[0] + 0.25, rewards
+
+
+def test_the_program_of_the_page(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """docs/embedding.md: the client finds the server by its environment and learns that 2 + 3 = 5."""
+    page = Path(__file__).resolve().parents[2] / "docs" / "embedding.md"
+    (program,) = (text for text in re.findall(r"```python\n(.*?)```", page.read_text(), re.S) if "tinker" in text)
+    monkeypatch.setattr(sys, "argv", ["program.py", "tiny"])
+    monkeypatch.setenv("TINKER_BASE_URL", server.url)
+    monkeypatch.setenv("TINKER_API_KEY", KEY)
+    exec(program, {})
+    *losses, wrote, saved = capsys.readouterr().out.splitlines()
+    assert len(losses) == 10 and float(losses[-1].split()[0]) < float(losses[0].split()[0]) / 2
+    assert wrote == " 5" and saved.endswith("/weights/five")
 
 
 def test_the_older_way_to_wait(server: Server) -> None:

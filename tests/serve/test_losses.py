@@ -1,4 +1,4 @@
-"""Every loss against the formula that the API publishes, worked out by the client itself from log-probs it was given."""
+"""Every loss against the formula that the API publishes, worked out by the client itself from log-probs it got."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ Formula = Callable[[torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]
 
 
 def clip(ratio: torch.Tensor, given: Mapping[str, torch.Tensor], low: float, high: float) -> torch.Tensor:
-    return ratio.clamp(given.get("clip_low_threshold", torch.tensor(low)), given.get("clip_high_threshold", torch.tensor(high)))
+    return ratio.clamp(
+        given.get("clip_low_threshold", torch.tensor(low)), given.get("clip_high_threshold", torch.tensor(high))
+    )
 
 
 def cross_entropy(x: torch.Tensor, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
