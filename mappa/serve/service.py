@@ -1,4 +1,4 @@
-"""The API's methods: sessions, the order of each model's requests, and what runs for whom. Lives on the event loop."""
+"""The API's methods: what is asked for is checked here, on the event loop, and done by the worker."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ class Service:
         self._worker = worker
         self._models = models
         self._sampling = Sampling(base, router, worker, models, config)
-        self._seen = {session.id: time.monotonic() for session in state.all(Session) if not session.ended}
+        _forget_ended(state)
+        self._seen = {session.id: time.monotonic() for session in state.all(Session)}
 
     @property
     def name(self) -> str:
@@ -295,3 +296,14 @@ class Service:
     def _check_base(self, name: str) -> None:
         if name != self.name:
             raise Refused(400, f"this server has no base model {name!r}; it has {self.name!r}")
+
+
+def _forget_ended(state: State) -> None:
+    """Nobody can ask for sessions that have ended, or for their models. Saved weights stay."""
+    ended = {session.id for session in state.all(Session) if session.ended}
+    for record in [*state.all(ModelRecord), *state.all(SamplerRecord)]:
+        if record.session in ended:
+            state.remove(record)
+    for session in state.all(Session):
+        if session.ended:
+            state.remove(session)

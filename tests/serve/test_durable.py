@@ -80,14 +80,14 @@ def test_the_server_is_killed_and_comes_back(tiny_model: Path, tmp_path: Path) -
         sampling = saved.save_weights_and_get_sampling_client().result()
         prompt = text(range(40, 60))
         before = sampling.compute_logprobs(prompt).result()
-        params = types.SamplingParams(max_tokens=300, seed=5, stop=[])
-        under_way = sampling.sample(prompt, 3, params)
+        params = types.SamplingParams(max_tokens=200, seed=5, stop=[])
+        under_way = sampling.sample(prompt, 2, params)
         time.sleep(0.3)  # long enough to be taken in, far too short to be done
         process.kill()
         process.wait()
     assert not under_way.future().done()
     with served(tiny_model, tmp_path / "state", port):
-        assert all(len(sequence.tokens) == 300 for sequence in under_way.result(120).sequences)
+        assert all(len(sequence.tokens) == 200 for sequence in under_way.result(240).sequences)
         assert sampling.compute_logprobs(prompt).result() == before
         assert [step(saved, n) for n in (2, 3)] == expected[2:]
         with pytest.raises(tinker.RequestFailedError, match="was lost .* never saved"):
@@ -122,8 +122,19 @@ def test_a_client_is_killed_in_the_middle_of_a_call(tiny_model: Path, tmp_path: 
             assert time.monotonic() < until
             time.sleep(0.5)
     assert step(training, 0)
+    assert gone_after_a_while(client, training.save_state("soon", ttl_seconds=1).result().path)
     client.close("success").result()
     server.close()
+
+
+def gone_after_a_while(client: tinker.ServiceClient, path: str) -> bool:
+    for _ in range(60):
+        try:
+            client.create_sampling_client(model_path=path).result()
+        except tinker.NotFoundError:
+            return True
+        time.sleep(0.5)
+    return False
 
 
 def test_one_server_a_state(tmp_path: Path) -> None:
