@@ -91,11 +91,10 @@ class Models:
         path = weights_path(asked.model_id, "weights", asked.path)
         if not asked.overwrite and self._state.find(Checkpoint, path) is not None:
             raise UserError(f"{path} is there already; pass overwrite to replace it")
-        model = self._get(asked.model_id)
-        record = self._record(asked.model_id)
-        # Until it is whole again a saved model that is overwritten is no way back.
-        if record.base == path:
-            self._changed(model)
+        model, record = self._get(asked.model_id), self._record(asked.model_id)
+        for other in self._state.all(ModelRecord):
+            if other.base == path and not other.unsaved:  # what is overwritten is nobody's way back any more
+                self._state.update(ModelRecord, other.id, unsaved=True)
         self._write(path, record, asked, optimizer=True)
         if not model.has_gradient:
             self._state.update(ModelRecord, record.id, base=path, optimizer=True, unsaved=False)

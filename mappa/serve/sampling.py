@@ -7,8 +7,10 @@ import math
 import re
 import secrets
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
+from msgspec.structs import replace
 
 from mappa.config import ServeConfig
 from mappa.model.base import Base
@@ -32,13 +34,14 @@ class Sampling:
         """The answer's bytes; the weights are those of `path`, or the base's. Raises UserError."""
         prompt = tuple(token for chunk in asked.prompt.chunks for token in chunk.tokens)
         params, ends = self._params(asked, prompt)
-        adapter = await self._worker.do(f"sampler {path}", lambda: self._models.served(path))
         seeds = _seeds(asked.sampling_params.seed, asked.num_samples)
-        requests = [
-            Request(f"{id}/{n}", prompt, adapter, _with_seed(params, seed), ends) for n, seed in enumerate(seeds)
-        ]
+
+        def make(n: int) -> Request:
+            """On the worker's thread, so that the adapter cannot go before it is used."""
+            return Request(f"{id}/{n}", prompt, self._models.served(path), replace(params, seed=seeds[n]), ends)
+
         scored = await self._prompt_logprobs(asked, prompt, path)
-        written = await asyncio.gather(*(self._worker.write(request) for request in requests))
+        written = await asyncio.gather(*(self._worker.write(partial(make, n)) for n in range(len(seeds))))
         if any(request.finish == "abort" for request in written):
             raise UserError("the request was cancelled")
         return proto.write_samples(
@@ -105,7 +108,3 @@ def _seeds(seed: int | None, count: int) -> list[int]:
     if seed < 0:
         raise UserError("seed must not be negative")
     return [int(np.random.SeedSequence((seed, n)).generate_state(1, np.uint64)[0]) for n in range(count)]
-
-
-def _with_seed(params: SamplingParams, seed: int) -> SamplingParams:
-    return SamplingParams(temperature=params.temperature, max_tokens=params.max_tokens, stop=params.stop, seed=seed)

@@ -81,12 +81,17 @@ class Worker:
         """The same for training; `prepare` says what is to be computed, when it is this request's turn."""
         return await self._put(lane, Job(prepare))
 
-    async def write(self, request: Request) -> Request:
-        """Have a continuation written, up to its end or until it is aborted."""
+    async def write(self, make: Callable[[], Request]) -> Request:
+        """Have the continuation that `make` returns written, up to its end or until it is aborted."""
         self._check()
-        job = Job(lambda: None)
+        job = Job(make)
 
         def begin() -> None:
+            try:
+                request = make()
+            except Exception as error:  # noqa: BLE001 - handed to whoever asked
+                job.fail(error)
+                return
             self._writing[request] = job
             self.engine.waiting.append(request)
 
