@@ -58,14 +58,18 @@ def application(service: Service, key: str) -> web.Application:
     async def capabilities(_: web.Request) -> web.Response:
         return _json(await service.capabilities())
 
-    async def sampler(request: web.Request) -> web.Response:
-        return _json(await service.get_sampler(request.match_info["id"]))
+    async def delete(request: web.Request) -> web.Response:
+        await service.delete_checkpoint(request.match_info["id"], request.match_info["checkpoint"])
+        return web.Response(status=204)
 
     app.add_routes(
         [
             web.get(_HEALTH, health),
             web.get(f"{_PREFIX}/get_server_capabilities", capabilities),
-            web.get(f"{_PREFIX}/samplers/{{id}}", sampler),
+            web.get(f"{_PREFIX}/samplers/{{id}}", _shows(service.get_sampler)),
+            web.get(f"{_PREFIX}/training_runs/{{id}}", _shows(service.training_run)),
+            web.get(f"{_PREFIX}/training_runs/{{id}}/checkpoints", _shows(service.checkpoints)),
+            web.delete(f"{_PREFIX}/training_runs/{{id}}/checkpoints/{{checkpoint:.+}}", delete),
         ]
     )
     app.cleanup_ctx.append(_sweeping(service))
@@ -78,6 +82,15 @@ def _reads(kind: type[S], method: Callable[[S], Awaitable[dict[str, Any] | None]
     async def handle(request: web.Request) -> web.Response:
         answer = await method(_decode(await request.read(), kind))
         return web.Response(status=204) if answer is None else _json(answer)
+
+    return handle
+
+
+def _shows(method: Callable[[str], Awaitable[dict[str, Any]]]) -> Handler:
+    """A handler that sends back what `method` says of what the path names."""
+
+    async def handle(request: web.Request) -> web.Response:
+        return _json(await method(request.match_info["id"]))
 
     return handle
 

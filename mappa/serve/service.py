@@ -12,7 +12,7 @@ import msgspec
 from mappa.config import ServeConfig
 from mappa.model.base import Base
 from mappa.model.lora import Router
-from mappa.serve import proto, wire
+from mappa.serve import listing, proto, wire
 from mappa.serve.errors import Refused, UserError
 from mappa.serve.futures import PROTO, Answer, Futures
 from mappa.serve.intake import Intake
@@ -236,6 +236,16 @@ class Service:
         model = {"model_name": self.name, "max_context_length": self.config.max_context}
         return {"supported_models": [{**model, "trainable": True, "sampleable": True}]}
 
+    async def training_run(self, id: str) -> dict[str, Any]:
+        return listing.training_run(self._state, id, self.name)
+
+    async def checkpoints(self, id: str) -> dict[str, Any]:
+        return listing.checkpoints(self._state, self._model(id).id)
+
+    async def delete_checkpoint(self, id: str, checkpoint: str) -> None:
+        saved = self._checkpoint(f"tinker://{id}/{checkpoint}")
+        await self._worker.do(id, lambda: self._models.delete(saved))
+
     async def weights_info(self, asked: wire.WeightsInfo) -> dict[str, Any]:
         return {"base_model": self.name, **describe(self._checkpoint(asked.tinker_path))}
 
@@ -299,10 +309,12 @@ class Service:
 
 
 def _forget_ended(state: State) -> None:
-    """Nobody can ask for sessions that have ended, or for their models. Saved weights stay."""
+    """Nobody can use sessions that have ended, or their models. What they saved stays, and says whose it is."""
     ended = {session.id for session in state.all(Session) if session.ended}
-    for record in [*state.all(ModelRecord), *state.all(SamplerRecord)]:
-        if record.session in ended:
+    lasting = {saved.model for saved in state.all(Checkpoint)}
+    owned: list[ModelRecord | SamplerRecord] = [*state.all(ModelRecord), *state.all(SamplerRecord)]
+    for record in owned:
+        if record.session in ended and record.id not in lasting:
             state.remove(record)
     for session in state.all(Session):
         if session.ended:

@@ -125,3 +125,23 @@ def test_names_that_would_leave_the_folder(client: tinker.ServiceClient) -> None
     with pytest.raises(tinker.RequestFailedError, match="there already; pass overwrite"):
         training.save_state("once").result()
     assert training.save_state("once", overwrite=True).result().path.endswith("/weights/once")
+
+
+def test_what_was_saved_is_listed_and_can_be_deleted(server: Server, client: tinker.ServiceClient) -> None:
+    training = client.create_lora_training_client("tiny", rank=4, user_metadata={"renderer": "plain"}).result()
+    rest = tinker.RestClient(base_url=server.url, api_key=KEY)
+    saved = training.save_state("kept", ttl_seconds=3600, user_metadata={"note": "first"}).result().path
+    sampler = training.save_weights_for_sampler("written").result().path
+    training.save_weights_and_get_sampling_client().result()  # is nobody's to find
+    run = rest.get_training_run_by_tinker_path(saved).result()
+    assert (run.training_run_id, run.base_model, run.lora_rank) == (training.model_id, "tiny", 4)
+    assert run.user_metadata == {"renderer": "plain"} and run.last_checkpoint and run.last_sampler_checkpoint
+    assert rest.get_weights_info_by_tinker_path(saved).result().lora_rank == 4
+    kept, written = rest.list_checkpoints(training.model_id).result().checkpoints
+    assert (kept.tinker_path, kept.checkpoint_type, kept.checkpoint_id) == (saved, "training", "weights/kept")
+    assert kept.user_metadata == {"note": "first"} and kept.expires_at is not None and kept.size_bytes
+    assert (written.tinker_path, written.checkpoint_type, written.expires_at) == (sampler, "sampler", None)
+    rest.delete_checkpoint_from_tinker_path(saved).result()
+    assert [left.tinker_path for left in rest.list_checkpoints(training.model_id).result().checkpoints] == [sampler]
+    with pytest.raises(tinker.NotFoundError, match="no weights are saved"):
+        client.create_training_client_from_state(saved).result()
