@@ -27,13 +27,18 @@ async def serving(config: ServeConfig, key: str) -> AsyncIterator[str]:
         runner = web.AppRunner(application(service, key), access_log=None, shutdown_timeout=1)
         await runner.setup()
         try:
-            await web.TCPSite(runner, config.host, config.port).start()
+            await _listen(runner, config)
             host, port = runner.addresses[0][:2]
             yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        except OSError as error:
-            raise ConfigError(f"cannot listen on {config.host}:{config.port}: {error.strerror}") from None
         finally:
             await runner.cleanup()
+
+
+async def _listen(runner: web.AppRunner, config: ServeConfig) -> None:
+    try:
+        await web.TCPSite(runner, config.host, config.port).start()
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {config.host}:{config.port}: {error.strerror}") from None
 
 
 @contextmanager
