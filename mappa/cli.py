@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mappa import __version__
 from mappa.errors import MappaError
+from mappa.serve import program
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,6 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     trace.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
     trace.add_argument("-o", "--out", type=Path, default=Path("trace.json"), metavar="FILE", help="default: trace.json")
     trace.set_defaults(run=_trace)
+    serve = commands.add_parser("serve", help="train and sample for clients of the Tinker API")
+    program.add_arguments(serve)
+    serve.set_defaults(run=program.run)
     return parser
 
 

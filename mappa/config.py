@@ -450,6 +450,42 @@ def role_setting(config: LearnConfig, role: str, name: str) -> Any:
     return getattr(config, name) if own is None else own
 
 
+class ServeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`mappa serve`: one base, and an adapter for every model that a client creates."""
+
+    model: Annotated[str, _doc("base model: a local folder, a hub name, or 'smollm2-135m-instruct'", min_length=1)]
+    name: Annotated[str, _doc("what clients call the base; empty: as `model`")] = ""
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], _doc("of the frozen base")] = "auto"
+    host: Annotated[str, _doc("address to listen on; any but a loopback address opens the server to others")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, _doc("port to listen on; 0 = any that is free", ge=0, le=65535)] = 8000
+    state: Annotated[str, _doc("folder of saved weights and of what survives a restart")] = "serve-state"
+    rank: Annotated[int, _doc("largest rank a model may have; all are computed at this one", ge=1, le=256)] = 32
+    alpha: Annotated[float, _doc("LoRA scale is alpha / the model's own rank", gt=0)] = 32.0
+    max_models: Annotated[int, _doc("models held in memory", ge=1)] = 16
+    max_samplers: Annotated[int, _doc("saved weights held in memory for sampling; others are read again", ge=1)] = 32
+    max_context: Annotated[int, _doc("longest training sequence, and longest prompt plus output, tokens", ge=16)] = 2048
+    max_rows: Annotated[int, _doc("sequences decoded together", ge=1)] = 48
+    tokens_per_micro_batch: Annotated[
+        int, _doc("packed tokens per forward and backward pass, prefixes counted once", ge=64)
+    ] = 4096
+    checkpoint_activations: Annotated[
+        bool, _doc("keep one hidden state per layer and compute the rest again in the backward pass")
+    ] = False
+    exact: Annotated[
+        bool, _doc("sample the same, bit for bit, whatever else is sampled with it; training always is so. Slower")
+    ] = False
+    gather: Annotated[float, _doc("seconds a forward_backward waits for those of other clients to join it", ge=0)] = (
+        0.005
+    )
+    session_timeout: Annotated[
+        float, _doc("seconds without a sign of its client after which a session is closed", gt=0)
+    ] = 600.0
+    result_timeout: Annotated[float, _doc("seconds a finished request's result is kept", gt=0)] = 600.0
+    threads: Annotated[int, _doc("CPU threads; 0 = all cores", ge=0)] = 0
+
+
 class EvaluateConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the team is measured on the held-out tasks, before and after."""
 
@@ -545,6 +581,24 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
     return config_from(raw)
 
 
+def serve_config(overrides: Sequence[str]) -> ServeConfig:
+    """A ServeConfig from `key=value` settings. Raises ConfigError."""
+    raw: dict[str, Any] = {}
+    for text in overrides:
+        _apply(raw, text)
+    _refuse_unknown(raw, ServeConfig, prefix="", where="mappa serve")
+    try:
+        config = msgspec.convert(raw, ServeConfig, strict=True)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"mappa serve: {_readable(str(error))}") from None
+    if config.max_context > config.tokens_per_micro_batch:
+        raise ConfigError(
+            f"mappa serve: max_context={config.max_context} does not fit "
+            f"tokens_per_micro_batch={config.tokens_per_micro_batch}; raise it"
+        )
+    return config
+
+
 def cache_home() -> Path:
     """Where base models and prepared tasks are kept: $MAPPA_HOME, or ~/.cache/mappa."""
     return Path(os.environ.get("MAPPA_HOME") or Path.home() / ".cache" / "mappa")
@@ -566,10 +620,10 @@ def differences(old: Config, new: Config) -> list[str]:
     return [f"{key}: {before[key]} -> {after[key]}" for key in keys]
 
 
-def describe() -> str:
+def describe(struct: type[Struct] = Config) -> str:
     """Every key of the config with its type, default and meaning, a line each."""
     lines = []
-    for key, kind, default, text in _fields(Config, ""):
+    for key, kind, default, text in _fields(struct, ""):
         shown = "required" if default is msgspec.NODEFAULT else f"default {default!r}"
         lines.append(f"  {key} ({kind}, {shown})\n      {text}")
     return "\n".join(lines)

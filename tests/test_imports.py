@@ -24,6 +24,7 @@ FLOORS = {
         "mappa.dryrun",
         "mappa.interrupt",
         "mappa.replay",
+        "mappa.serve",
     ),
     5: ("mappa.evaluate", "mappa.observe"),
     4: ("mappa.rollout", "mappa.journal", "mappa.run"),
