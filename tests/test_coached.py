@@ -10,7 +10,7 @@ import pytest
 
 from bench.parts.coach_server import Server
 from mappa.cli import main
-from mappa.config import cache_home, load_config
+from mappa.config import Config, cache_home, load_config
 from mappa.errors import CoachError
 from mappa.journal import read_calls, read_reviews
 from mappa.learn import checkpoint
@@ -73,11 +73,22 @@ def coached(folder: Path, model: Path, tasks: Path, server: Server, budget: int 
     return path
 
 
+def patient(path: Path) -> Config:
+    """On a busy machine too, nothing may be given up that a quiet one would wait for: two runs are compared."""
+    waits = (
+        "sandbox.timeout=120",
+        "rollout.deadline=3000",
+        "coach.chat.attempt_timeout=600",
+        "coach.chat.deadline=900",
+    )
+    return load_config(path, waits)
+
+
 @pytest.fixture(scope="module")
 def untouched(server: Server, tiny_model: Path, tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that nothing stopped."""
     folder = tmp_path_factory.mktemp("coached")
-    assert train(load_config(coached(folder, tiny_model, tasks, server)))
+    assert train(patient(coached(folder, tiny_model, tasks, server)))
     return folder / "runs" / "steady"
 
 
@@ -102,14 +113,14 @@ def test_a_spent_budget_stops_the_run_and_a_larger_one_lets_it_go_on(
     with pytest.raises(
         CoachError, match=r"coach.budget_tokens\); give it more and run the same command again"
     ) as error:
-        train(load_config(coached(tmp_path, tiny_model, tasks, server, budget=spent // 2)))
+        train(patient(coached(tmp_path, tiny_model, tasks, server, budget=spent // 2)))
     assert "scores no more, so the run stops here; what it learned is saved" in str(error.value)
     folder = tmp_path / "runs" / "steady"
     learned = len(read_metrics(folder / "metrics.jsonl"))
     assert 0 < learned < STEPS and (folder / "checkpoints" / checkpoint.name(learned)).exists()
     assert "coach: the coach gave 10 points to a canary (an order)" in capsys.readouterr().out
 
-    assert train(load_config(coached(tmp_path, tiny_model, tasks, server, budget=2 * spent)))
+    assert train(patient(coached(tmp_path, tiny_model, tasks, server, budget=2 * spent)))
     assert "continuing" in capsys.readouterr().out
     check(folder)
     assert_same_adapters(folder / "adapters", untouched / "adapters")
