@@ -17,10 +17,8 @@ ALARM = 0.05
 """False-discovery rate of a board's alarms."""
 _Z = NormalDist().inv_cdf(0.975)
 _ROWS = """
-select role, kind, task, score, quality, success from (
-    select *, row_number() over (partition by role, kind order by id desc) as place from actions
-    where phase='train' and step > :first and step <= :last and score is not null and quality is not null)
-where place <= :most
+select task, score, quality, success from actions where phase='train' and role = ? and kind = ? and step > ?
+    and step <= ? and score is not null and quality is not null order by step desc limit ?
 """
 
 
@@ -47,10 +45,12 @@ class Board(Struct, frozen=True):
 def bias_board(catalogue: Catalogue, last: int, steps: int = RECENT) -> Board:
     """The window of `steps` steps that ends with `last`."""
     first = max(0, last - steps)
-    groups: dict[str, dict[str, list[Scored]]] = defaultdict(lambda: defaultdict(list))
-    found = catalogue.rows(_ROWS, {"first": first, "last": last, "most": MOST})
-    for role, kind, task, score, quality, success in found:
-        groups[role][kind].append(Scored(task=task, score=score, quality=quality, success=bool(success)))
+    groups: dict[str, dict[str, list[Scored]]] = defaultdict(dict)
+    for role, kind in catalogue.rows("select distinct role, kind from actions where phase='train'"):
+        groups[role][kind] = [
+            Scored(task=task, score=score, quality=quality, success=bool(success))
+            for task, score, quality, success in catalogue.rows(_ROWS, (role, kind, first, last, MOST))
+        ]
     gaps: dict[tuple[str, str], Gap] = {}
     for role, kinds in groups.items():
         for kind, rows in kinds.items():

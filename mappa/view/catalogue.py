@@ -40,6 +40,8 @@ create index actions_by_task on actions (phase, task, score);
 create index actions_by_adapter on actions (phase, adapter, score);
 create index actions_by_step on actions (phase, step, role, kind, task, score, missing, success, tokens,
     truncated, tool, tool_error, digest);
+create index actions_matched on actions (phase, role, kind, step, task, score, quality, success)
+    where score is not null and quality is not null;
 create table steps (step integer primary key, metrics text, time real);
 create table spans (kind text, step integer, began real, ended real);
 create index spans_by_end on spans (ended, began, kind);

@@ -75,10 +75,8 @@ def settings(journal: Path) -> Settings:
 
 
 def overview(folder: Path, catalogue: Catalogue, given: Settings) -> Overview:
-    def column(name: str, order: str = "min(id)") -> list[str]:
-        return [row[0] for row in catalogue.rows(f"select {name} from actions group by {name} order by {order}")]
-
-    ((actions, last),) = catalogue.rows("select count(*), max(step) from actions")
+    ((actions,),) = catalogue.rows("select count(*) from actions")
+    ((last,),) = catalogue.rows("select max(step) from actions where phase='train'")
     ((step,),) = catalogue.rows("select max(step) from steps")
     return Overview(
         name=given.name or folder.name,
