@@ -28,6 +28,7 @@ _TABLES = """
 create table episodes (id text primary key, step integer, phase text, task text, kind text, state text,
     success integer, error text, began real, ended real);
 create index episodes_of_task on episodes (task, step);
+create index episodes_of_step on episodes (phase, step, state, task, success);
 create table actions (id integer primary key, episode text, ordinal integer, phase text, step integer, task text,
     kind text, role text, turn integer, adapter text, score real, missing text, success integer, quality real,
     gap real, suspect text, tokens integer, truncated integer, tool integer, tool_error integer, digest integer);

@@ -28,6 +28,7 @@ select role, kind, count(score), sum(score) / 10, count(success), sum(success), 
     count(*), sum(truncated), sum(tool), sum(tool_error), count(*), count(missing)
 from actions where phase='train' and step = ? group by role, kind, task
 """
+_TEAM = "select count(*), total(success) from episodes where phase='train' and step = ? and state = 'done' group by task"
 _DISTINCT = """
 select role, kind, count(distinct digest) * 1.0 / count(*) from actions where phase='train' and step = ?
 group by role, kind
@@ -118,6 +119,8 @@ def _measured(catalogue: Catalogue, step: int) -> Iterator[tuple[Key, Point]]:
             if count:
                 cells[name, role, kind].append((count, total or 0.0))
                 cells[name, role, ""].append((count, total or 0.0))
+    if team := [(count, total) for count, total in catalogue.rows(_TEAM, (step,)) if count]:
+        cells["success", "", ""] = team
     for key, groups in cells.items():
         yield key, Point(step, *mean_interval(groups, share=key[0] in SHARES))
 
@@ -128,12 +131,10 @@ def _distinct(catalogue: Catalogue, step: int) -> Iterator[tuple[Key, Point]]:
 
 
 def _reported(catalogue: Catalogue, step: int) -> Iterator[tuple[Key, Point]]:
-    """What the step's metrics say, those of the whole team among them."""
+    """What the step's metrics say of learner and clock."""
     for (text,) in catalogue.rows("select metrics from steps where step = ?", (step,)):
         metrics = msgspec.json.decode(text, type=StepMetrics)
-        for name, value in (("success", metrics.success), ("seconds", metrics.seconds.total), ("lost", metrics.lost)):
-            if value is not None:
-                yield (name, "", ""), Point(step, value)
+        yield ("seconds", "", ""), Point(step, metrics.seconds.total)
         for role, numbers in metrics.roles.items():
             for name in LEARNED:
                 if (value := getattr(numbers, name)) is not None:

@@ -15,6 +15,12 @@ from mappa.view.actions import ORDERS
 from mappa.view.catalogue import Catalogue
 
 
+_ROLES = """
+select role from (select role, ordinal from actions order by id desc limit 1000) group by role order by min(ordinal)
+"""
+"""In the order in which they act."""
+
+
 class _Learn(Struct):
     group_by: str = "role"
 
@@ -90,7 +96,7 @@ def overview(folder: Path, catalogue: Catalogue, given: Settings) -> Overview:
         changes=catalogue.changes,
         episodes=dict(catalogue.rows("select state, count(*) from episodes group by state")),
         phases=[row[0] for row in catalogue.rows("select distinct phase from episodes")],
-        roles=[row[0] for row in catalogue.rows("select distinct role from actions where phase='train'")],
+        roles=[row[0] for row in catalogue.rows(_ROLES)],
         kinds=[row[0] for row in catalogue.rows("select distinct kind from episodes order by kind")],
         tasks=[row[0] for row in catalogue.rows("select distinct task from episodes order by task")],
         adapters=[row[0] for row in catalogue.rows("select distinct adapter from actions where phase='train'")],

@@ -163,14 +163,14 @@ async function showActions(query) {
   const rows = await ask("actions", state.filters);
   const kept = rows.findIndex((row) => same(row, state.rows[state.at]));
   [state.rows, state.at] = [rows, Math.max(0, kept)];
-  const body = rows.map((row, place) => h("tr", { "aria-selected": place === state.at, onclick: () => open(place) },
+  const body = rows.map((row, place) => h("tr", { "aria-selected": String(place === state.at), onclick: () => open(place) },
     h("td", {}, row.step), h("td", { title: row.task }, row.task), h("td", {}, row.role), h("td", {}, row.adapter.split("@").pop()),
     h("td", { class: "number" }, orDash(row.score, (x) => x.toFixed(1))), h("td", { class: "number" }, orDash(row.quality, (x) => x.toFixed(2))),
     h("td", { class: row.success ? "good" : "bad" }, row.success === null ? "–" : row.success ? "yes" : "no"),
     h("td", { class: "number" }, row.tokens), h("td", { title: row.suspect }, row.suspect || "")));
   const page = (offset, text) => h("button", { onclick: () => go("actions", { ...state.filters, offset }) }, text);
   return [
-    h("table", { class: "list", id: "list" }, h("tr", {}, COLUMNS.map((name) => h("th", { class: ["score", "measured", "tokens"].includes(name) && "number" }, name))), body),
+    h("table", { class: "list", id: "list" }, h("colgroup", {}, COLUMNS.map((name) => h("col", { class: name.split(" ")[0] }))), h("tr", {}, COLUMNS.map((name) => h("th", { class: ["score", "measured", "tokens"].includes(name) && "number" }, name))), body),
     rows.length ? null : h("p", { class: "faint" }, "No action is like that."),
     h("p", {}, state.offset ? page(Math.max(0, state.offset - 100), "before") : null, " ", rows.length === 100 ? page(state.offset + 100, "more") : null),
   ];
