@@ -69,7 +69,7 @@ def test_the_live_page(browser: Browser, tmp_path: Path) -> None:
         browser.wait(f"{DRAWN.format('bias')} && document.querySelectorAll('table.heat td strong').length === 6")
         browser.picture(PICTURES / "bias.png")
         browser.press("4")
-        browser.wait(f"{DRAWN.format('timeline')} && document.querySelectorAll('.lane').length === 6")
+        browser.wait(f"{DRAWN.format('timeline')} && document.querySelectorAll('.lane svg').length === 6")
         browser.press("ArrowLeft")
         browser.wait("document.getElementById('main').innerText.startsWith('Step 3')")
         browser.picture(PICTURES / "timeline.png")

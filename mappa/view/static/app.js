@@ -273,7 +273,7 @@ function tokens(id, action) {
     const found = await ask("tokens", { id, ordinal: action.ordinal }).catch((error) => error);
     if (found instanceof Error) return fill(place, h("p", { class: "error" }, found.message));
     const degree = (logprob) => (logprob === null ? 0 : [0.1, 0.7, 2, 4].filter((edge) => -logprob > edge).length);
-    fill(place, h("pre", { class: "saw" }, found.prompt),
+    fill(place, h("pre", { class: "saw" }, found.prompt || "nothing"),
       h("p", { class: "faint" }, "what it wrote, the less likely the stronger"),
       h("pre", {}, found.pieces.map(([text, logprob]) => h("span", { class: `t${degree(logprob)}`, title: orDash(logprob, (x) => `log-prob ${x.toFixed(3)}`) }, text))));
   };
@@ -316,7 +316,8 @@ async function showTimeline(query) {
   const seconds = found.ended - found.began;
   if (!found.lanes.length) return h("p", { class: "faint" }, "Nothing is known of when this step was done.");
   return [h("h2", {}, `Step ${step}: ${FORMS.seconds(seconds)}`), found.lanes.map((lane) => h("div", { class: "lane" },
-    h("span", {}, DOES[lane.kind]), h("span", { class: "faint" }, `${FORMS.share(lane.busy)} busy, up to ${lane.most.toFixed(0)}`), strip(lane, seconds)))];
+    h("span", {}, DOES[lane.kind]), h("span", { class: "faint" }, `${FORMS.share(lane.busy)} busy, up to ${lane.most.toFixed(0)}`), strip(lane, seconds))),
+    h("div", { class: "lane faint" }, h("span"), h("span"), h("span", { class: "clock" }, [0, 0.25, 0.5, 0.75, 1].map((part) => h("span", {}, FORMS.seconds(part * seconds)))))];
 }
 
 // A bar where the lane was at work, as high as the number of those at work there.
