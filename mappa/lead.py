@@ -20,9 +20,9 @@ from mappa.learn.packing import split_by_cost
 from mappa.learn.report import peak_memory_gb
 from mappa.observe.curves import curves
 from mappa.observe.evaluation import EvaluationResult, evaluation_text, paired_text
+from mappa.observe.loggers import Loggers
 from mappa.observe.metrics import Seconds, append_metrics, read_metrics
 from mappa.observe.progress import Progress
-from mappa.observe.loggers import Loggers
 from mappa.observe.speed import speed_of, speed_text
 from mappa.observe.step import step_metrics
 from mappa.observe.summary import Summary, replace_file, write_summary

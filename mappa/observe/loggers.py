@@ -82,7 +82,9 @@ def _library(name: str, otherwise: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ConfigError(f"the config logs to {name}, which cannot be imported ({error}); pip install {name}, or set {otherwise}") from None
+        raise ConfigError(
+            f"the config logs to {name}, which cannot be imported ({error}); pip install {name}, or set {otherwise}"
+        ) from None
 
 
 def _id(folder: Path) -> str:

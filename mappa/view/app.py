@@ -98,6 +98,7 @@ def serve(answers: Answers, port: int, said: Callable[[str], None]) -> None:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind(("127.0.0.1", port))
+        listening.listen()
     except OSError as error:
         listening.close()
         raise ServerError(f"port {port} cannot be used: {error.strerror}; give another --port, 0 for any") from None

@@ -16,9 +16,10 @@ MOST = 600
 ALARM = 0.05
 """False-discovery rate of a board's alarms."""
 _Z = NormalDist().inv_cdf(0.975)
+_GROUPS = "select distinct role, kind from actions where phase='train' and step > ? and step <= ?"
 _ROWS = """
-select task, score, quality, success from actions where phase='train' and role = ? and kind = ? and step > ?
-    and step <= ? and score is not null and quality is not null order by step desc limit ?
+select task, score, quality, success from actions indexed by actions_matched where phase='train' and role = ?
+    and kind = ? and step > ? and step <= ? and score is not null and quality is not null order by step desc limit ?
 """
 
 
@@ -46,7 +47,7 @@ def bias_board(catalogue: Catalogue, last: int, steps: int = RECENT) -> Board:
     """The window of `steps` steps that ends with `last`."""
     first = max(0, last - steps)
     groups: dict[str, dict[str, list[Scored]]] = defaultdict(dict)
-    for role, kind in catalogue.rows("select distinct role, kind from actions where phase='train'"):
+    for role, kind in catalogue.rows(_GROUPS, (first, last)):
         groups[role][kind] = [
             Scored(task=task, score=score, quality=quality, success=bool(success))
             for task, score, quality, success in catalogue.rows(_ROWS, (role, kind, first, last, MOST))

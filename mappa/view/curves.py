@@ -28,7 +28,9 @@ select role, kind, count(score), sum(score) / 10, count(success), sum(success), 
     count(*), sum(truncated), sum(tool), sum(tool_error), count(*), count(missing)
 from actions where phase='train' and step = ? group by role, kind, task
 """
-_TEAM = "select count(*), total(success) from episodes where phase='train' and step = ? and state = 'done' group by task"
+_TEAM = (
+    "select count(*), total(success) from episodes where phase='train' and step = ? and state = 'done' group by task"
+)
 _DISTINCT = """
 select role, kind, count(distinct digest) * 1.0 / count(*) from actions where phase='train' and step = ?
 group by role, kind

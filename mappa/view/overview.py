@@ -14,7 +14,6 @@ from mappa.observe.evaluation import EvaluationResult, evaluation_rows, paired_t
 from mappa.view.actions import ORDERS
 from mappa.view.catalogue import Catalogue
 
-
 _ROLES = """
 select role from (select role, ordinal from actions order by id desc limit 1000) group by role order by min(ordinal)
 """

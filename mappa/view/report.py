@@ -70,9 +70,7 @@ def bias_windows(last: int) -> list[int]:
     return list(range(last, 0, -every))[:12][::-1]
 
 
-def _ask(
-    answers: Answers, questions: Iterable[tuple[str, dict[str, str]]]
-) -> Iterator[tuple[str, msgspec.Raw]]:
+def _ask(answers: Answers, questions: Iterable[tuple[str, dict[str, str]]]) -> Iterator[tuple[str, msgspec.Raw]]:
     for name, query in questions:
         status, body = answers.ask(name, query)
         if status == 200:

@@ -47,7 +47,9 @@ def picture(folder: Path) -> RenderableType:
     with closing(connect(path)) as journal:
         steps = _steps(journal)
         states = dict(journal.execute("select state, count(*) from episodes group by state").fetchall())
-        (calls, tokens, dollars) = journal.execute("select count(*), total(tokens), total(dollars) from calls").fetchone()
+        (calls, tokens, dollars) = journal.execute(
+            "select count(*), total(tokens), total(dollars) from calls"
+        ).fetchone()
     done = steps[-1].step if steps else 0
     head = [f"{given.name or folder.name}  step {done}/{given.steps}  seed {given.seed}"]
     head.append("  ".join(f"{count} {state}" for state, count in sorted(states.items())) or "no episode yet")

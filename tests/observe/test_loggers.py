@@ -26,7 +26,9 @@ def test_tensorboard_alone_needs_nothing_else(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["tensorboard"]
 
 
-@pytest.mark.parametrize(("name", "settings"), [("wandb", LogConfig(wandb="offline")), ("trackio", LogConfig(trackio=True))])
+@pytest.mark.parametrize(
+    ("name", "settings"), [("wandb", LogConfig(wandb="offline")), ("trackio", LogConfig(trackio=True))]
+)
 def test_a_missing_logger_is_said_with_what_to_do(
     name: str, settings: LogConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

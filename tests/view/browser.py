@@ -1,4 +1,4 @@
-"""Chromium without a window, driven over its DevTools protocol: pages are opened, keys pressed, what is there is read."""
+"""Chromium without a window, driven over its DevTools protocol: pages opened, keys pressed, what is there read."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Browser:
         assert PROGRAM is not None
         self.trouble: list[str] = []
         """Errors and violations of the content security policy that the page has reported."""
+        self._loaded = 0
         self._loop = asyncio.new_event_loop()
         self._ids = itertools.count(1)
         self._process = subprocess.Popen(
@@ -35,7 +36,7 @@ class Browser:
             ],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "HOME": str(folder)},
         )  # fmt: skip
-        self._run(self._connect(folder / "DevToolsActivePort"))
+        self._run(self._connect(self._port(folder / "DevToolsActivePort")))
 
     def __enter__(self) -> Browser:
         return self
@@ -49,7 +50,11 @@ class Browser:
         self._loop.close()
 
     def open(self, url: str) -> None:
+        """Go there, and wait until the page has loaded."""
+        before = self._loaded
         self._call("Page.navigate", url=url)
+        while self._loaded == before:
+            self._run(self._hear())
 
     def look(self, expression: str) -> Any:
         """The value of a JavaScript expression, promises waited for."""
@@ -61,7 +66,9 @@ class Browser:
         """The expression's value once it is true."""
         deadline = time.monotonic() + seconds
         while not (found := self.look(expression)):
-            assert time.monotonic() < deadline, f"{expression} has not come true; {self.look('document.body.innerText')}"
+            assert time.monotonic() < deadline, (
+                f"{expression} has not come true; {self.look('document.body.innerText')}"
+            )
             time.sleep(0.05)
         return found
 
@@ -83,12 +90,15 @@ class Browser:
     def _run(self, work: Any) -> Any:
         return self._loop.run_until_complete(asyncio.wait_for(work, 90))
 
-    async def _connect(self, port_file: Path) -> None:
-        while not (port_file.exists() and port_file.read_text().count("\n")):
+    def _port(self, file: Path) -> str:
+        while not (file.exists() and file.read_text().count("\n")):
             assert self._process.poll() is None, "chromium did not start"
-            await asyncio.sleep(0.05)
+            time.sleep(0.05)
+        return file.read_text().split()[0]
+
+    async def _connect(self, port: str) -> None:
         self._session = aiohttp.ClientSession()
-        async with self._session.get(f"http://127.0.0.1:{port_file.read_text().split()[0]}/json/list") as reply:
+        async with self._session.get(f"http://127.0.0.1:{port}/json/list") as reply:
             (page,) = [one for one in await reply.json() if one["type"] == "page"]
         self._socket = await self._session.ws_connect(page["webSocketDebuggerUrl"], max_msg_size=0)
         for domain in ("Page", "Runtime", "Log"):
@@ -101,12 +111,16 @@ class Browser:
     async def _ask(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
         id = next(self._ids)
         await self._socket.send_json({"id": id, "method": method, "params": params})
-        while True:
-            message = await self._socket.receive_json()
-            if message.get("id") == id:
-                assert "error" not in message, message["error"]
-                return message["result"]
-            if message.get("method") == "Runtime.exceptionThrown":
-                self.trouble.append(message["params"]["exceptionDetails"]["text"])
-            if message.get("method") == "Log.entryAdded" and message["params"]["entry"]["level"] == "error":
-                self.trouble.append(message["params"]["entry"]["text"])
+        while (message := await self._hear()).get("id") != id:
+            pass
+        assert "error" not in message, message["error"]
+        return message["result"]
+
+    async def _hear(self) -> dict[str, Any]:
+        message = await self._socket.receive_json()
+        self._loaded += message.get("method") == "Page.loadEventFired"
+        if message.get("method") == "Runtime.exceptionThrown":
+            self.trouble.append(message["params"]["exceptionDetails"]["text"])
+        if message.get("method") == "Log.entryAdded" and message["params"]["entry"]["level"] == "error":
+            self.trouble.append(message["params"]["entry"]["text"])
+        return message

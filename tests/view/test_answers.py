@@ -104,7 +104,7 @@ def test_lists_are_sorted_and_filtered(catalogue: Catalogue) -> None:
     assert worst == sorted(worst, key=lambda row: row.score or 0) and {row.task for row in worst} == {"iris"}
     best = list_actions(catalogue, "best", adapter="analyst@2")
     assert best[0].score == max(row.score or 0 for row in best) and {row.step for row in best} == {3}
-    assert [row.step for row in list_actions(catalogue)][0] == 6
+    assert list_actions(catalogue)[0].step == 6
     gaps = [abs((r.score or 0) / 10 - (r.quality or 0)) for r in list_actions(catalogue, "disagreement")]
     assert gaps == sorted(gaps, reverse=True)
     assert len(list_actions(catalogue, phase="trained")) == 6 * 3
@@ -133,7 +133,11 @@ def test_an_episode_is_told_whole(catalogue: Catalogue, episodes: list[Episode])
     assert page.actions[1].used == ["X_train.pkl"] and page.actions[1].made == ["model.pkl"]
     assert (page.siblings[0].phase, page.siblings[1].phase) == ("base", "trained")
     assert episode.id in {sibling.id for sibling in page.siblings}
-    scores = [a.verdict.score for a in actions_of(episodes, "modeler", episode.step) if a.verdict and a.verdict.score is not None]
+    scores = [
+        a.verdict.score
+        for a in actions_of(episodes, "modeler", episode.step)
+        if a.verdict and a.verdict.score is not None
+    ]
     mean = sum(scores) / len(scores)
     spread = (sum((s - mean) ** 2 for s in scores) / len(scores)) ** 0.5
     verdict = episode.actions[1].verdict
@@ -168,7 +172,9 @@ def test_a_long_text_is_cut_and_suspects_are_found(tmp_path: Path) -> None:
         ("fine", {"invented": True}, 1.0, True),
     ],
 )
-def test_suspicion(text: str, evidence: dict[str, bool | int | float | str | None] | None, score: float | None, suspected: bool) -> None:
+def test_suspicion(
+    text: str, evidence: dict[str, bool | int | float | str | None] | None, score: float | None, suspected: bool
+) -> None:
     assert (suspicion(text, evidence, score) is not None) == suspected
 
 
@@ -202,8 +208,8 @@ def test_the_head_of_the_page(run: Path, catalogue: Catalogue) -> None:
 
 
 def test_a_run_that_goes_on_is_followed(tmp_path: Path) -> None:
-    action = Action(role="solver", turn=0, adapter="solver@0", prompt_ids=(1,), output_ids=(70_000, 2), logprobs=(-1.0, -2.0),
-                    finish_reason="stop", text="forty-two")  # fmt: skip
+    action = Action(role="solver", turn=0, adapter="solver@0", prompt_ids=(1,), output_ids=(70_000, 2),
+                    logprobs=(-1.0, -2.0), finish_reason="stop", text="forty-two")  # fmt: skip
     episode = Episode(id="1-1-sum-0", task="sum", kind="maths", seed=1, step=1)
     with Journal(tmp_path / "journal.sqlite") as journal:
         catalogue = Catalogue(tmp_path / "journal.sqlite")
@@ -238,8 +244,8 @@ def write_tokenizer(folder: Path) -> Tokenizer:
 def test_tokens_come_from_the_base(tmp_path: Path) -> None:
     text = "naïve 😈 text"
     ids = tuple(write_tokenizer(tmp_path).encode(text).ids)
-    action = Action(role="solver", turn=0, adapter="solver@0", prompt_ids=ids, output_ids=ids, logprobs=(-0.5,) * len(ids),
-                    finish_reason="stop", text=text)  # fmt: skip
+    action = Action(role="solver", turn=0, adapter="solver@0", prompt_ids=ids, output_ids=ids,
+                    logprobs=(-0.5,) * len(ids), finish_reason="stop", text=text)  # fmt: skip
     with Journal(tmp_path / "journal.sqlite") as journal:
         journal.begin_episode(Episode(id="1", task="t", kind="k", seed=1, step=1), "train")
         journal.add_action("1", 0, action)

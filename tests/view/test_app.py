@@ -51,7 +51,7 @@ def test_the_page_and_its_answers(client: httpx.Client) -> None:
         ("/api/episode", 404, "the journal has no 'id'"),
         ("/api/actions?order=bests", 422, "no order 'bests'"),
         ("/api/lanes?step=-1", 422, "step='-1' is not a number"),
-        ("/api/tokens?id=1-1-iris-0&ordinal=99", 404, "the journal has no '1-1-iris-0/99'"),
+        ("/api/tokens?id=1-1-Boston-0&ordinal=99", 404, "the journal has no '1-1-iris-0/99'"),
         ("/api/actions?task=%27%3B+drop+table+actions", 200, None),
     ],
 )
@@ -67,7 +67,9 @@ def test_only_this_machine_is_answered_and_only_reading(client: httpx.Client) ->
     assert client.get("/../pyproject.toml").status_code == 404
 
 
-def test_a_taken_port_and_no_run_are_said(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_taken_port_and_no_run_are_said(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with viewing(finished_run) as url:
         assert main(["view", str(finished_run), "--port", url.rpartition(":")[2]]) == 2
     assert "give another --port" in capsys.readouterr().err

@@ -23,7 +23,9 @@ def check_evil(browser: Browser, id: str, picture: str) -> None:
     assert "␛[31mred␛[0m" in text and "␀" in text and "⟪RLO⟫txet desrever⟪PDF⟫" in text and "😈" in text
     assert browser.look("document.querySelectorAll('main img, main script').length") == 0
     assert "owned" not in browser.look("document.title")
-    assert browser.look("document.querySelectorAll('article pre.wrote')[1].textContent").endswith("[900000 more characters]")
+    assert browser.look("document.querySelectorAll('article pre.wrote')[1].textContent").endswith(
+        "[900000 more characters]"
+    )
     assert browser.look("document.documentElement.scrollWidth <= innerWidth"), "a long line has widened the page"
     browser.picture(PICTURES / f"{picture}.png")
 
@@ -49,7 +51,9 @@ def test_the_live_page(browser: Browser, tmp_path: Path) -> None:
             browser.press(letter)
         browser.press("Enter", "\r")
         browser.wait("location.hash.includes('KeyError')")
-        browser.wait("document.querySelectorAll('#list td.bad').length === document.querySelectorAll('#list tr').length - 1")
+        browser.wait(
+            "document.querySelectorAll('#list td.bad').length === document.querySelectorAll('#list tr').length - 1"
+        )
         browser.look("document.getElementById('order').value = 'worst'")
         browser.look("document.getElementById('order').dispatchEvent(new Event('change'))")
         browser.wait("drawing > 1 && state.filters.order === 'worst' && state.rows[0].score <= state.rows[1].score")
@@ -60,7 +64,9 @@ def test_the_live_page(browser: Browser, tmp_path: Path) -> None:
         browser.press("Enter")
         browser.wait(f"{DRAWN.format('episode')} && document.querySelectorAll('article').length === 3")
         assert "it crashed" in browser.look("document.querySelector('main').innerText")
-        browser.look("[...document.getElementById('beside').options].find(o => o.text.startsWith('base')).selected = true")
+        browser.look(
+            "[...document.getElementById('beside').options].find(o => o.text.startsWith('base')).selected = true"
+        )
         browser.look("document.getElementById('beside').dispatchEvent(new Event('change'))")
         browser.wait("document.querySelectorAll('article').length === 6")
         browser.picture(PICTURES / "episode.png")
@@ -95,7 +101,9 @@ def test_the_report_needs_no_server(browser: Browser, tmp_path: Path) -> None:
     browser.wait(f"{DRAWN.format('curves')} && document.querySelectorAll('figure').length > 10")
     browser.look("location.hash = '#actions?order=disagreement&role=modeler&text=keyerror'")
     browser.wait(f"{DRAWN.format('actions')} && document.querySelectorAll('#list tr').length > 5")
-    roles = browser.look("[...new Set([...document.querySelectorAll('#list tr td:nth-child(3)')].map(td => td.innerText))]")
+    roles = browser.look(
+        "[...new Set([...document.querySelectorAll('#list tr td:nth-child(3)')].map(td => td.innerText))]"
+    )
     assert roles == ["modeler"]
     check_evil(browser, id, "report-evil")
     for view in ("bias", "timeline", "curves"):
