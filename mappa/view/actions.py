@@ -28,6 +28,7 @@ class ActionRow(Struct, frozen=True, kw_only=True):
 
     episode: str
     ordinal: int
+    phase: str
     step: int
     task: str
     kind: str

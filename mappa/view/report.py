@@ -19,8 +19,10 @@ from mappa.view.overview import Overview
 FILE_NAME = "report.html"
 BYTES = 4_500_000
 """What the answers may take together; episodes that no longer fit are left out, the least remarkable first."""
-LISTED = 5000
-"""Actions in the list, the newest."""
+LISTED = 3000
+"""Actions of a phase in the list, the newest."""
+_LESS = b"\\u003c"
+"""A `<` within a JSON string."""
 
 
 def write_report(folder: Path, out: Path | None = None) -> Path:
@@ -44,16 +46,21 @@ def _recorded(answers: Answers) -> dict[str, msgspec.Raw]:
     """Answers by the path that the page asks for them with. Only the page's own lists are cut to fit."""
     run = msgspec.json.decode(answers.ask("run", {})[1], type=Overview)
     found = dict(_ask(answers, _wanted(run)))
-    rows = list_actions(answers.catalogue, limit=LISTED)
+    rows = [row for phase in run.phases for row in list_actions(answers.catalogue, phase=phase, limit=LISTED)]
     found["actions"] = msgspec.Raw(msgspec.json.encode(rows))
-    size = sum(len(bytes(raw)) for raw in found.values())
+    size = sum(map(_size, found.values()))
     for id in _remarkable(answers):
         path, raw = next(iter(_ask(answers, [("episode", {"id": id})])))
-        if size + len(bytes(raw)) > BYTES:
+        size += _size(raw)
+        if size > BYTES:
             break
-        size += len(bytes(raw))
         found[path] = raw
     return found
+
+
+def _size(answer: msgspec.Raw) -> int:
+    """Bytes that it takes in the page."""
+    return len(bytes(answer).replace(b"<", _LESS))
 
 
 def _wanted(run: Overview) -> Iterator[tuple[str, dict[str, str]]]:
@@ -90,7 +97,7 @@ def _page(answers: dict[str, msgspec.Raw]) -> str:
     style, script = static("app.css"), static("app.js")
     policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:"
     # Inside a script element nothing but its end tag has a meaning: with no `<` in it there is none.
-    data = msgspec.json.encode(answers).decode().replace("<", "\\u003c")
+    data = msgspec.json.encode(answers).replace(b"<", _LESS).decode()
     page = static("index.html")
     for what, instead in (
         ("<!--policy-->", f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),

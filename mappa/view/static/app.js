@@ -31,7 +31,7 @@ function filtered(rows, query) {
   const text = (query.text || "").toLowerCase();
   const found = rows.filter((row) =>
     (has[query.order] || ((one) => one.score !== null))(row) &&
-    ["role", "kind", "task", "adapter"].every((name) => !query[name] || row[name] === query[name]) &&
+    ["phase", "role", "kind", "task", "adapter"].every((name) => !query[name] || row[name] === query[name]) &&
     (!text || JSON.stringify(recorded[`episode?id=${row.episode}`]?.actions[row.ordinal] ?? "").toLowerCase().includes(text)));
   if (sort[query.order]) found.sort(sort[query.order]);
   return found.slice(+query.offset || 0, (+query.offset || 0) + 100);
