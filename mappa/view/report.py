@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -23,6 +23,8 @@ LISTED = 3000
 """Actions of a phase in the list, the newest."""
 _LESS = b"\\u003c"
 """A `<` within a JSON string."""
+
+Question = tuple[str, dict[str, str]]
 
 
 def write_report(folder: Path, out: Path | None = None) -> Path:
@@ -49,8 +51,8 @@ def _recorded(answers: Answers) -> dict[str, msgspec.Raw]:
     rows = [row for phase in run.phases for row in list_actions(answers.catalogue, phase=phase, limit=LISTED)]
     found["actions"] = msgspec.Raw(msgspec.json.encode(rows))
     size = sum(map(_size, found.values()))
-    for id in _remarkable(answers):
-        path, raw = next(iter(_ask(answers, [("episode", {"id": id})])))
+    episodes = _remarkable(answers)
+    for path, raw in _ask(answers, [*(("episode", {"id": id}) for id in episodes), *_contexts(answers, episodes)]):
         size += _size(raw)
         if size > BYTES:
             break
@@ -58,12 +60,22 @@ def _recorded(answers: Answers) -> dict[str, msgspec.Raw]:
     return found
 
 
+def _contexts(answers: Answers, episodes: Sequence[str]) -> Iterator[Question]:
+    """What each action saw; nothing where the base's tokenizer is not at hand, as the first of them tells."""
+    sql = "select ordinal from actions where episode = ?"
+    for place, id in enumerate(episodes):
+        questions = [("tokens", {"id": id, "ordinal": str(row[0])}) for row in answers.catalogue.rows(sql, (id,))]
+        if place == 0 and questions and answers.ask(*questions[0])[0] != 200:
+            return
+        yield from questions
+
+
 def _size(answer: msgspec.Raw) -> int:
     """Bytes that it takes in the page."""
     return len(bytes(answer).replace(b"<", _LESS))
 
 
-def _wanted(run: Overview) -> Iterator[tuple[str, dict[str, str]]]:
+def _wanted(run: Overview) -> Iterator[Question]:
     yield from (("run", {}), ("curves", {}))
     for last in bias_windows(run.last):
         yield "bias", {"last": str(last)}
@@ -77,7 +89,7 @@ def bias_windows(last: int) -> list[int]:
     return list(range(last, 0, -every))[:12][::-1]
 
 
-def _ask(answers: Answers, questions: Iterable[tuple[str, dict[str, str]]]) -> Iterator[tuple[str, msgspec.Raw]]:
+def _ask(answers: Answers, questions: Iterable[Question]) -> Iterator[tuple[str, msgspec.Raw]]:
     for name, query in questions:
         status, body = answers.ask(name, query)
         if status == 200:

@@ -20,7 +20,7 @@ from mappa.observe.progress import duration, percent, trend
 from mappa.observe.timeline import rollout_text
 from mappa.view.overview import settings
 
-STEPS = 20
+STEPS = 8
 """Steps that the trend shows."""
 EVERY = 2.0
 
@@ -67,11 +67,11 @@ def _steps(journal: sqlite3.Connection) -> list[StepMetrics]:
 
 
 def _roles(steps: list[StepMetrics]) -> Table:
-    table = Table(box=None, padding=(0, 2), pad_edge=False)
+    table = Table(box=None, padding=(0, 1), pad_edge=False)  # 80 columns wide
     table.add_column("role")
-    table.add_column("score over steps", no_wrap=True)
-    for heading in ("score", "success", "missing", "distinct", "tokens", "truncated", "KL", "entropy"):
-        table.add_column(heading, justify="right")
+    table.add_column("scores", no_wrap=True)
+    for heading in ("score", "success", "missing", "distinct", "tokens", "cut", "KL", "entropy"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for role, numbers in steps[-1].roles.items():
         scores = [step.roles[role].score if role in step.roles else None for step in steps]
         table.add_row(role, trend(scores), *_cells(numbers))
