@@ -98,9 +98,7 @@ def _episode(
     for ordinal, (role, made) in enumerate(zip(ROLES, MADE, strict=True)):
         quality = min(1.0, max(0.0, draw.random() * 0.6 + 0.05 * version))
         success = fine and quality > 0.4
-        text = " ".join(
-            draw.choice(("fit", "the", "model", "RandomForest", "X_train.pkl", "speed")) for _ in range(words)
-        )
+        text = " ".join(draw.choices(("fit", "the", "model", "RandomForest", "X_train.pkl", "speed"), k=words))
         journal.add_action(id, ordinal, _action(role, str(version), f"```python\n{text}\n```", draw.getrandbits(24)))
         created = dict.fromkeys(made if success else (), 2048)
         files = files | created

@@ -92,7 +92,7 @@ def test_a_report_holds_its_data_and_no_way_out_of_it(tmp_path: Path) -> None:
 
 
 def test_a_large_report_leaves_out_what_does_not_fit(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", steps=3, episodes=40, words=8000)
+    run = write_run(tmp_path / "run", steps=1, episodes=30, words=8000)
     report = write_report(run)
     assert 3_000_000 < report.stat().st_size < 5_000_000
 
