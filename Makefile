@@ -22,7 +22,7 @@ SOURCES := setup.py pyproject.toml $(wildcard csrc/* csrc/*/*)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-dev setup-bench sglang bubblewrap train test test-sglang test-slow lint format lock bench-quick results clean
+.PHONY: help setup setup-dev setup-bench sglang bubblewrap chromium train test test-sglang test-slow lint format lock bench-quick results clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -31,7 +31,7 @@ help: ## show this
 
 setup: $(TRAIN) $(BUILT) bubblewrap ## what training needs, in .venv
 
-setup-dev: setup $(DEV) ## what the tests and checks need as well
+setup-dev: setup $(DEV) chromium ## what the tests and checks need as well
 
 setup-bench: setup-dev ## the libraries that benches compare with
 	$(PIP) -r requirements/bench.txt
@@ -108,4 +108,13 @@ bubblewrap:
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends bubblewrap >/dev/null; \
 	  else \
 	    echo 'bubblewrap is missing: code that models write cannot be isolated. Run: sudo apt-get install -y bubblewrap' >&2; \
+	  fi; }
+
+chromium:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo 'Installing chromium, in which the page of mappa view is tested'; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null; \
+	  else \
+	    echo 'chromium is missing: the tests of mappa view are left out, and fail where CI is set. Run: sudo apt-get install -y chromium' >&2; \
 	  fi; }

@@ -495,6 +495,17 @@ class EvaluateConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     every: Annotated[int, _doc("steps between further measurements on the way; 0 = none", ge=0)] = 0
 
 
+class LogConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who else gets a step's numbers; TensorBoard files are always written."""
+
+    wandb: Annotated[
+        Literal["off", "online", "offline"],
+        _doc("'offline': files in the run's folder, for `wandb sync`; needs pip install wandb"),
+    ] = "off"
+    trackio: Annotated[bool, _doc("also log to trackio, on this machine; needs pip install trackio")] = False
+    project: Annotated[str, _doc("the project's name there", min_length=1)] = "mappa"
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One training run."""
 
@@ -527,6 +538,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     rollout: Annotated[RolloutConfig, _doc("the episodes of one step")] = RolloutConfig()
     learn: Annotated[LearnConfig, _doc("the update")] = LearnConfig()
     evaluate: Annotated[EvaluateConfig, _doc("measurement on held-out tasks")] = EvaluateConfig()
+    log: Annotated[LogConfig, _doc("where a step's numbers go besides TensorBoard")] = LogConfig()
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

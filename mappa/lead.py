@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ import msgspec
 
 from mappa.coach.watch import Review
 from mappa.config import Config, available_cores, cache_home
-from mappa.errors import CoachError, ConfigError
+from mappa.errors import CoachError, ConfigError, MappaError
 from mappa.evaluate import Mode, evaluate, with_sources
 from mappa.interrupt import Interrupts
 from mappa.journal import Journal, Span
@@ -19,9 +20,9 @@ from mappa.learn.packing import split_by_cost
 from mappa.learn.report import peak_memory_gb
 from mappa.observe.curves import curves
 from mappa.observe.evaluation import EvaluationResult, evaluation_text, paired_text
+from mappa.observe.loggers import Loggers
 from mappa.observe.metrics import Seconds, append_metrics, read_metrics
 from mappa.observe.progress import Progress
-from mappa.observe.scalars import Scalars
 from mappa.observe.speed import speed_of, speed_text
 from mappa.observe.step import step_metrics
 from mappa.observe.summary import Summary, replace_file, write_summary
@@ -35,6 +36,7 @@ from mappa.sampler.choice import check_sampler
 from mappa.systems import adapters_of, team_of
 from mappa.tasks import prepare
 from mappa.types import Episode, Sample, Task
+from mappa.view.report import write_report
 
 Phase = str
 """`base`, `trained`, and `step-12` on the way."""
@@ -81,7 +83,7 @@ class Lead:
                 notice=self._note,
             )
         )
-        self.scalars = self._stack.enter_context(Scalars(self.run.folder / "tensorboard", learner.steps + 1))
+        self.loggers = self._stack.enter_context(Loggers(self.run.folder, self.config, learner.steps + 1))
         self.progress = self._stack.enter_context(Progress(self.config.steps, self.roles, done=learner.steps))
         for line in (*self.run.notes, *self.tasks.notes()):
             self.progress.note(line)
@@ -197,7 +199,7 @@ class Lead:
         metrics = step_metrics(self._episodes, report, seconds, measured.count.tokens, rollout, self._review)
         append_metrics(self.run.metrics, metrics)
         self.journal.add_step(report.step, msgspec.json.encode(metrics).decode())
-        self.scalars.write(metrics)
+        self.loggers.write(metrics)
         self.journal.flush()
         self.progress.step_done(metrics)
         self._step_done = self.team.timeline.now()
@@ -230,6 +232,7 @@ class Lead:
             ),
         )
         picture = curves(self.run.folder)
+        self._report()
         self.progress.phase("done")
         self._show(speed_text(speed_of(steps)), picture)
 
@@ -256,6 +259,16 @@ class Lead:
                 self.progress.note(f"{evaluation_text(before, after)}{paired_text(before, after)}")
         self.progress.note(speed)
         self.progress.note(f"adapters, summary.json and {picture.name} are in {self.run.folder}")
+
+    def _report(self) -> None:
+        """The run as one page. It is not what the run was for: a page that cannot be written does not fail it."""
+        self.journal.flush()
+        try:
+            path = write_report(self.run.folder)
+        except (MappaError, OSError, sqlite3.Error) as error:
+            self.progress.note(f"the report was not written: {error}; mappa report {self.run.folder} tries again")
+        else:
+            self.progress.note(f"the run as one page: {path}")
 
     def _note(self, line: str) -> None:
         """Show a line; before there is anything to show it on, when there is."""

@@ -7,7 +7,7 @@ runs/NAME/
     checkpoints/step-N/     to resume from
     evaluation-*.json       measurements on the held-out tasks
     adapters/ROLE/          the trained team, PEFT format
-    summary.json, curves.png, tensorboard/
+    summary.json, curves.png, report.html, tensorboard/
 """
 
 from __future__ import annotations

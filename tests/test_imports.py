@@ -26,7 +26,7 @@ FLOORS = {
         "mappa.replay",
         "mappa.serve",
     ),
-    5: ("mappa.evaluate", "mappa.observe"),
+    5: ("mappa.evaluate", "mappa.observe", "mappa.view"),
     4: ("mappa.rollout", "mappa.journal", "mappa.run"),
     3: ("mappa.tasks", "mappa.systems", "mappa.sandbox", "mappa.coach", "mappa.sampler", "mappa.learn"),
     2: ("mappa.model", "mappa.config", "mappa.types"),

@@ -81,6 +81,7 @@ def check_finished(folder: Path, model: Path, steps: int, episodes: int) -> None
             assert action.verdict is not None and action.evidence is not None
             assert len(action.output_ids) == len(action.logprobs)
     assert (folder / "curves.png").stat().st_size > 1000
+    assert b'"comparisons":[{' in (folder / "report.html").read_bytes()
     for role, path in summary["adapters"].items():
         assert any(bool(b.any()) for _, b in read_adapter(Path(path)).values()), f"{role} has not moved"
         PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), path)

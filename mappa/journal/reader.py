@@ -24,7 +24,8 @@ from mappa.journal.codec import (
 from mappa.journal.schema import connect
 from mappa.types import Action, Episode, Outcome
 
-_EPISODES = "select id, task, kind, seed, step, outcome, error, state from episodes where phase=?"
+_COLUMNS = "id, task, kind, seed, step, outcome, error, state"
+_EPISODES = f"select {_COLUMNS} from episodes where phase=?"
 _ENTRIES = """
 select a.ordinal, a.role, a.turn, a.adapter, a.finish, a.repaired, a.prompt, a.output, a.logprobs, a.text,
     r.data, v.data
@@ -49,6 +50,23 @@ def read_records(path: Path, phase: str, *, step: int | None = None) -> Iterator
         ).fetchall()
         for row in rows:
             yield _record(connection, row)
+
+
+def read_record(path: Path, id: str) -> tuple[str, Record]:
+    """One episode as far as it was journaled, and its phase. Raises KeyError where there is none."""
+    with closing(connect(path)) as connection:
+        row = connection.execute(f"select phase, {_COLUMNS} from episodes where id=?", (id,)).fetchone()
+        if row is None:
+            raise KeyError(id)
+        return row[0], _record(connection, row[1:])
+
+
+def read_action(path: Path, episode: str, ordinal: int) -> Action:
+    """One action. Raises KeyError where there is none."""
+    found = read_record(path, episode)[1].entries.get(ordinal)
+    if found is None:
+        raise KeyError(f"{episode}/{ordinal}")
+    return found.action
 
 
 def read_spans(path: Path) -> list[Span]:
