@@ -91,13 +91,16 @@ class Answers:
         return chrome_trace(read_spans(self.journal))
 
     def _actions(self, query: Query) -> object:
-        wanted = {name: query.get(name, "") for name in ("role", "task", "kind", "adapter", "text")}
         return list_actions(
             self.catalogue,
             query.get("order") or "newest",
             phase=query.get("phase") or "train",
+            role=query.get("role", ""),
+            task=query.get("task", ""),
+            kind=query.get("kind", ""),
+            adapter=query.get("adapter", ""),
+            text=query.get("text", ""),
             offset=_number(query, "offset"),
-            **wanted,
         )
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import msgspec
 
+from mappa.coach.monitor import RECENT
 from mappa.observe.summary import replace_file
 from mappa.view.actions import ORDERS, list_actions
 from mappa.view.answers import Answers
 from mappa.view.app import static
-from mappa.view.bias import RECENT
 from mappa.view.overview import Overview
 
 FILE_NAME = "report.html"

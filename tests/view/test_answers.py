@@ -184,7 +184,8 @@ def test_the_bias_that_is_there_is_seen(catalogue: Catalogue) -> None:
     assert {(cell.role, cell.kind) for cell in board.cells} == {(role, kind) for role in ROLES for kind in KINDS}
     for cell in board.cells:
         expected = BIAS if cell.kind == "classification" else -BIAS
-        assert cell.low < expected < cell.high and cell.alarm and cell.high - cell.low < 1
+        assert abs(cell.size - expected) < 0.4 and cell.low < cell.size < cell.high and cell.low * cell.high > 0
+        assert cell.alarm
     assert bias_board(catalogue, 0).cells == []
     assert bias_windows(3) == [1, 2, 3] and len(bias_windows(500)) <= 12 and bias_windows(500)[-1] == 500
 
