@@ -62,7 +62,8 @@ class EpisodePage(Struct, frozen=True, kw_only=True):
     kind: str
     phase: str
     step: int
-    seed: int
+    seed: str
+    """As text: a page's numbers hold 53 bits, a seed has 63."""
     state: Literal["running", "done", "cut", "lost"]
     error: str | None
     outcome: Outcome | None
@@ -80,7 +81,7 @@ def episode_page(catalogue: Catalogue, id: str, group_by: str = "role") -> Episo
         kind=episode.kind,
         phase=phase,
         step=episode.step,
-        seed=episode.seed,
+        seed=str(episode.seed),
         state=record.state,
         error=None if episode.error is None else cut(episode.error),
         outcome=episode.outcome,

@@ -67,8 +67,8 @@ def _steps(journal: sqlite3.Connection) -> list[StepMetrics]:
 
 
 def _roles(steps: list[StepMetrics]) -> Table:
-    table = Table(box=None, padding=(0, 1), pad_edge=False)  # 80 columns wide
-    table.add_column("role")
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)  # 80 columns wide
+    table.add_column("role", no_wrap=True)
     table.add_column("scores", no_wrap=True)
     for heading in ("score", "success", "missing", "distinct", "tokens", "cut", "KL", "entropy"):
         table.add_column(heading, justify="right", no_wrap=True)

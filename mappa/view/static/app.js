@@ -157,11 +157,12 @@ const comparison = (one) => h("section", {}, h("h2", {}, one.title),
 const COLUMNS = ["step", "task", "role", "version", "score", "measured", "success", "tokens", "suspected because it"];
 
 async function showActions(query) {
+  const before = JSON.stringify(state.filters);
   state.filters = { order: "newest", phase: "train", ...query };
   state.offset = +query.offset || 0;
   drawFilters();
   const rows = await ask("actions", state.filters);
-  const kept = rows.findIndex((row) => same(row, state.rows[state.at]));
+  const kept = before === JSON.stringify(state.filters) ? rows.findIndex((row) => same(row, state.rows[state.at])) : 0;
   [state.rows, state.at] = [rows, Math.max(0, kept)];
   const body = rows.map((row, place) => h("tr", { "aria-selected": String(place === state.at), onclick: () => open(place) },
     h("td", {}, row.step), h("td", { title: row.task }, row.task), h("td", {}, row.role), h("td", {}, row.adapter.split("@").pop()),
