@@ -31,7 +31,7 @@ help: ## show this
 
 setup: $(TRAIN) $(BUILT) bubblewrap ## what training needs, in .venv
 
-setup-dev: setup $(DEV) chromium ## what the tests and checks need as well
+setup-dev: setup $(DEV) ## what the tests and checks need as well
 
 setup-bench: setup-dev ## the libraries that benches compare with
 	$(PIP) -r requirements/bench.txt
@@ -110,7 +110,7 @@ bubblewrap:
 	    echo 'bubblewrap is missing: code that models write cannot be isolated. Run: sudo apt-get install -y bubblewrap' >&2; \
 	  fi; }
 
-chromium:
+chromium: ## the browser in which the page of `mappa view` is tested; without it those tests are left out
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    echo 'Installing chromium, in which the page of mappa view is tested'; \
