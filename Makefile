@@ -22,7 +22,7 @@ SOURCES := setup.py pyproject.toml $(wildcard csrc/* csrc/*/*)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-dev setup-bench sglang bubblewrap train test test-sglang test-slow lint format lock bench-quick clean
+.PHONY: help setup setup-dev setup-bench sglang bubblewrap chromium train test test-sglang test-slow lint format lock bench-quick results clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -63,6 +63,9 @@ format: setup-dev ## let ruff rewrite what it can
 
 bench-quick: setup-dev ## run every bench on small shapes: that it runs, not how fast
 	@set -e; for program in $(BENCHES); do echo "== $$program"; $(PY) -m $$program --quick; done
+
+results: setup ## train the team with and without per-action rewards (hours; goes on where it was) and write docs/results.md
+	$(PY) -m bench.arms --json bench/results/results.json --page docs/results.md $(ARGS)
 
 lock: setup-dev ## pin what is in .venv now, after an upgrade by hand
 	$(PY) requirements/lock.py
@@ -106,3 +109,12 @@ bubblewrap:
 	  else \
 	    echo 'bubblewrap is missing: code that models write cannot be isolated. Run: sudo apt-get install -y bubblewrap' >&2; \
 	  fi; }
+
+chromium: ## the browser in which the page of `mappa view` is tested; without it those tests are left out
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo 'Installing chromium, in which the page of mappa view is tested'; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null; \
+	  fi; \
+	  command -v chromium >/dev/null || \
+	    echo 'chromium is missing: the tests of the page of mappa view are left out. Run: sudo apt-get install -y chromium' >&2; }

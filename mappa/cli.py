@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mappa import __version__
 from mappa.errors import MappaError
+from mappa.serve import program
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,6 +54,29 @@ def _parser() -> argparse.ArgumentParser:
     trace.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
     trace.add_argument("-o", "--out", type=Path, default=Path("trace.json"), metavar="FILE", help="default: trace.json")
     trace.set_defaults(run=_trace)
+    serve = commands.add_parser("serve", help="train and sample for clients of the Tinker API")
+    program.add_arguments(serve)
+    serve.set_defaults(run=program.run)
+    view = commands.add_parser(
+        "view",
+        help="a run as a local page, live while it goes on",
+        description="Serves a run's curves, episodes, bias board and timeline on a loopback port, until Ctrl-C.",
+    )
+    view.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
+    view.add_argument("--port", type=int, default=8266, help="default: 8266; 0 = any that is free")
+    view.set_defaults(run=_view)
+    report = commands.add_parser(
+        "report",
+        help="the same page with its data in one HTML file",
+        description="Writes a run's page, also of one that is under way, as one file that needs no server.",
+    )
+    report.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
+    report.add_argument("-o", "--out", type=Path, metavar="FILE", help="default: RUN/report.html")
+    report.set_defaults(run=_report)
+    top = commands.add_parser("top", help="the same numbers in a terminal", description="Until Ctrl-C.")
+    top.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
+    top.add_argument("--once", action="store_true", help="print the table once")
+    top.set_defaults(run=_top)
     return parser
 
 
@@ -78,6 +102,28 @@ def _trace(options: argparse.Namespace) -> int:
     spans = read_spans(options.folder / "journal.sqlite")
     options.out.write_bytes(chrome_trace(spans))
     print(f"{len(spans)} spans are in {options.out}")
+    return 0
+
+
+def _view(options: argparse.Namespace) -> int:
+    from mappa.view.answers import Answers
+    from mappa.view.app import serve
+
+    serve(Answers(options.folder), options.port, lambda url: print(f"{options.folder} is at {url}", flush=True))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from mappa.view.report import write_report
+
+    print(f"the report is {write_report(options.folder, options.out)}")
+    return 0
+
+
+def _top(options: argparse.Namespace) -> int:
+    from mappa.view.top import top
+
+    top(options.folder, once=options.once)
     return 0
 
 

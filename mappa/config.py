@@ -25,6 +25,10 @@ def _doc(text: str, **bounds: float) -> Meta:
     return Meta(description=text, **bounds)  # type: ignore[call-overload]
 
 
+RewardKind = Literal["process", "outcome", "team", "shuffled"]
+GroupBy = Literal["role", "role-turn", "role-kind", "role-task", "role-task-turn", "all"]
+
+
 class TasksConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the tasks come from."""
 
@@ -140,6 +144,54 @@ class CoachConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ] = 2.0
     quorum: Annotated[float, _doc("share of members that must agree, else there is no score", gt=0, le=1)] = 0.5
     replay: Annotated[str, _doc("journal whose verdicts kind 'replay' gives")] = ""
+    monitor: Annotated[
+        bool,
+        _doc(
+            "watch the coach: means, gaps between kinds on actions of equal outcome, drift, canaries. It observes and "
+            "changes no score"
+        ),
+    ] = True
+    alarm_rate: Annotated[float, _doc("chance that a run, however long, has any false alarm", gt=0, lt=1)] = 0.05
+    canary_every: Annotated[
+        int,
+        _doc("steps between scorings of the canaries, actions that deserve nothing and ask for a 10; 0 = no", ge=0),
+    ] = 10
+    anchor_every: Annotated[
+        int,
+        _doc(
+            "steps between scorings of the anchors, actions of the first step that show the coach's drift; 0 = never",
+            ge=0,
+        ),
+    ] = 10
+    repeat: Annotated[
+        float,
+        _doc("share of actions that are scored twice more, to see how exact a single score is", ge=0, le=1),
+    ] = 0.01
+    correct: Annotated[
+        Literal["off", "offset"],
+        _doc(
+            "'offset': take off each role's scores what one kind of task is favoured by on actions of equal outcome. "
+            "(learn.group_by='role-kind' normalises each kind on its own instead)"
+        ),
+    ] = "off"
+    retrospect: Annotated[
+        bool,
+        _doc(
+            "once an episode has its outcome, blame failures on whoever caused them, over the files and messages used"
+        ),
+    ] = False
+    memory: Annotated[
+        bool, _doc("show a coach that reads its own record for the role and kind, and the role's recurring faults")
+    ] = False
+    rewrite_below: Annotated[
+        float,
+        _doc(
+            "actions with code scored below this are rewritten by a coach that reads; what runs and does better in the "
+            "sandbox is learned, with weight learn.supervised; 0 = none",
+            ge=0,
+            le=10,
+        ),
+    ] = 0.0
     budget_tokens: Annotated[int, _doc("tokens a run may buy, prompts and replies together; 0 = no limit", ge=0)] = 0
     budget_dollars: Annotated[float, _doc("what a run may cost; 0 = no limit", ge=0)] = 0.0
 
@@ -291,6 +343,9 @@ class LearnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         tuple[str, ...], _doc("roles, each with an adapter of its own; the system's, unless embedded")
     ] = ()
     seed: Annotated[int, _doc("seed of the adapters' initial weights; the run's own unless embedded", ge=0)] = 0
+    start: Annotated[
+        str, _doc("folder of adapters to start from, such as runs/OTHER/adapters; those it does not hold start anew")
+    ] = ""
     rank: Annotated[int, _doc("rank of every adapter", ge=1, le=256)] = 16
     alpha: Annotated[float, _doc("LoRA scale is alpha / rank", gt=0)] = 32.0
     targets: Annotated[tuple[str, ...], _doc("names of the linear layers that get an adapter")] = (
@@ -347,10 +402,32 @@ class LearnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             "false: they count with the score they got, where running on is itself the fault"
         ),
     ] = True
-    whiten: Annotated[bool, _doc("normalise advantages: mean 0, standard deviation 1 within each group")] = True
-    group_by: Annotated[Literal["role", "role-kind", "all"], _doc("the groups advantages are normalised within")] = (
-        "role"
-    )
+    reward: Annotated[
+        RewardKind,
+        _doc(
+            "what an action is rewarded with. 'process': its own score; and, to compare with: 'outcome': whether its "
+            "episode succeeded; 'team': the mean score of its episode; 'shuffled': the score of another action"
+        ),
+    ] = "process"
+    advantage: Annotated[
+        Literal["reinforce++", "grpo", "rloo"],
+        _doc(
+            "'reinforce++': returns, normalised over the tokens of a group; 'grpo': scores, normalised over its "
+            "actions; 'rloo': scores less the mean of its other actions. The last two are meant for groups of one task "
+            "(group_by, rollout.samples_per_task)"
+        ),
+    ] = "reinforce++"
+    whiten: Annotated[
+        bool, _doc("reinforce++: normalise advantages to mean 0, standard deviation 1 within each group")
+    ] = True
+    group_by: Annotated[
+        GroupBy,
+        _doc("the groups advantages are normalised within: actions of one role, and of one turn, kind of task or task"),
+    ] = "role"
+    supervised: Annotated[
+        float,
+        _doc("weight of the log-likelihood of a corrected action's tokens, beside advantages of unit size", ge=0),
+    ] = 0.1
     tokens_per_micro_batch: Annotated[
         int, _doc("packed tokens per forward and backward pass on one rank, prefixes counted once", ge=64)
     ] = 2048
@@ -373,12 +450,60 @@ def role_setting(config: LearnConfig, role: str, name: str) -> Any:
     return getattr(config, name) if own is None else own
 
 
+class ServeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`mappa serve`: one base, and an adapter for every model that a client creates."""
+
+    model: Annotated[str, _doc("base model: a local folder, a hub name, or 'smollm2-135m-instruct'", min_length=1)]
+    name: Annotated[str, _doc("what clients call the base; empty: as `model`")] = ""
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], _doc("of the frozen base")] = "auto"
+    host: Annotated[str, _doc("address to listen on; any but a loopback address opens the server to others")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, _doc("port to listen on; 0 = any that is free", ge=0, le=65535)] = 8000
+    state: Annotated[str, _doc("folder of saved weights and of what survives a restart")] = "serve-state"
+    rank: Annotated[int, _doc("largest rank a model may have; all are computed at this one", ge=1, le=256)] = 32
+    alpha: Annotated[float, _doc("LoRA scale is alpha / the model's own rank", gt=0)] = 32.0
+    max_models: Annotated[int, _doc("models held in memory", ge=1)] = 16
+    max_samplers: Annotated[int, _doc("saved weights held in memory for sampling; others are read again", ge=1)] = 32
+    max_context: Annotated[int, _doc("longest training sequence, and longest prompt plus output, tokens", ge=16)] = 2048
+    max_rows: Annotated[int, _doc("sequences decoded together", ge=1)] = 48
+    tokens_per_micro_batch: Annotated[
+        int, _doc("packed tokens per forward and backward pass, prefixes counted once", ge=64)
+    ] = 4096
+    checkpoint_activations: Annotated[
+        bool, _doc("keep one hidden state per layer and compute the rest again in the backward pass")
+    ] = False
+    exact: Annotated[
+        bool, _doc("sample the same, bit for bit, whatever else is sampled with it; training always is so. Slower")
+    ] = False
+    gather: Annotated[float, _doc("seconds a forward_backward waits for those of other clients to join it", ge=0)] = (
+        0.005
+    )
+    session_timeout: Annotated[
+        float, _doc("seconds without a sign of its client after which a session is closed", gt=0)
+    ] = 600.0
+    result_timeout: Annotated[float, _doc("seconds a finished request's result is kept", gt=0)] = 600.0
+    threads: Annotated[int, _doc("CPU threads; 0 = all cores", ge=0)] = 0
+
+
 class EvaluateConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the team is measured on the held-out tasks, before and after."""
 
     samples: Annotated[int, _doc("sampled episodes per task", ge=0)] = 8
     greedy: Annotated[bool, _doc("also one greedy episode per task")] = True
     temperature: Annotated[float, _doc("temperature of the sampled episodes", gt=0)] = 0.6
+    every: Annotated[int, _doc("steps between further measurements on the way; 0 = none", ge=0)] = 0
+
+
+class LogConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who else gets a step's numbers; TensorBoard files are always written."""
+
+    wandb: Annotated[
+        Literal["off", "online", "offline"],
+        _doc("'offline': files in the run's folder, for `wandb sync`; needs pip install wandb"),
+    ] = "off"
+    trackio: Annotated[bool, _doc("also log to trackio, on this machine; needs pip install trackio")] = False
+    project: Annotated[str, _doc("the project's name there", min_length=1)] = "mappa"
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -393,6 +518,10 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         _doc("of the frozen base; auto: bfloat16 where the machine multiplies it natively, else float32"),
     ] = "auto"
     system: Annotated[str, _doc("the team: 'module:name'")] = "mappa.systems.datascience:DataScienceTeam"
+    adapters: Annotated[
+        Literal["per-role", "shared"],
+        _doc("'per-role': as the system's roles say, each its own unless they name one; 'shared': one for all of them"),
+    ] = "per-role"
     runs: Annotated[str, _doc("folder that holds the run folders")] = "runs"
     seed: Annotated[int, _doc("everything random derives from it", ge=0)] = 0
     steps: Annotated[int, _doc("updates", ge=1)] = 10
@@ -409,6 +538,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     rollout: Annotated[RolloutConfig, _doc("the episodes of one step")] = RolloutConfig()
     learn: Annotated[LearnConfig, _doc("the update")] = LearnConfig()
     evaluate: Annotated[EvaluateConfig, _doc("measurement on held-out tasks")] = EvaluateConfig()
+    log: Annotated[LogConfig, _doc("where a step's numbers go besides TensorBoard")] = LogConfig()
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -438,6 +568,15 @@ def config_from(raw: dict[str, Any], *, where: str = "config") -> Config:
             f"{where}: learn.shard_base divides the base that sampler.kind='local' generates with; leave it out here. "
             "It is for learners whose samples come from elsewhere"
         )
+    if not config.coach.monitor and (config.coach.correct != "off" or config.coach.memory):
+        raise ConfigError(
+            f"{where}: coach.correct and coach.memory live on what coach.monitor has seen; leave it on, or both off"
+        )
+    if config.coach.rewrite_below and config.coach.kind not in ("llm", "ensemble"):
+        raise ConfigError(
+            f"{where}: coach.rewrite_below needs a coach that writes; coach.kind is {config.coach.kind!r}, set it to "
+            "'llm' or 'ensemble'"
+        )
     if config.sampler.kind == "local" and config.rollout.max_staleness > 0:
         raise ConfigError(
             f"{where}: rollout.max_staleness={config.rollout.max_staleness} lets episodes run while the learner "
@@ -454,6 +593,24 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
     return config_from(raw)
 
 
+def serve_config(overrides: Sequence[str]) -> ServeConfig:
+    """A ServeConfig from `key=value` settings. Raises ConfigError."""
+    raw: dict[str, Any] = {}
+    for text in overrides:
+        _apply(raw, text)
+    _refuse_unknown(raw, ServeConfig, prefix="", where="mappa serve")
+    try:
+        config = msgspec.convert(raw, ServeConfig, strict=True)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"mappa serve: {_readable(str(error))}") from None
+    if config.max_context > config.tokens_per_micro_batch:
+        raise ConfigError(
+            f"mappa serve: max_context={config.max_context} does not fit "
+            f"tokens_per_micro_batch={config.tokens_per_micro_batch}; raise it"
+        )
+    return config
+
+
 def cache_home() -> Path:
     """Where base models and prepared tasks are kept: $MAPPA_HOME, or ~/.cache/mappa."""
     return Path(os.environ.get("MAPPA_HOME") or Path.home() / ".cache" / "mappa")
@@ -464,16 +621,21 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+MAY_CHANGE = ("coach.budget_tokens", "coach.budget_dollars")
+"""What a run may go on with another value of: how far it gets, not what it does, depends on it."""
+
+
 def differences(old: Config, new: Config) -> list[str]:
-    """One line per value that differs: `learn.lr: 0.0005 -> 0.0002`."""
+    """One line per value that differs and must not: `learn.lr: 0.0005 -> 0.0002`."""
     before, after = dict(_flatten(old)), dict(_flatten(new))
-    return [f"{key}: {before[key]} -> {after[key]}" for key in before if before[key] != after[key]]
+    keys = [key for key in before if key not in MAY_CHANGE and before[key] != after[key]]
+    return [f"{key}: {before[key]} -> {after[key]}" for key in keys]
 
 
-def describe() -> str:
+def describe(struct: type[Struct] = Config) -> str:
     """Every key of the config with its type, default and meaning, a line each."""
     lines = []
-    for key, kind, default, text in _fields(Config, ""):
+    for key, kind, default, text in _fields(struct, ""):
         shown = "required" if default is msgspec.NODEFAULT else f"default {default!r}"
         lines.append(f"  {key} ({kind}, {shown})\n      {text}")
     return "\n".join(lines)

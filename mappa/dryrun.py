@@ -126,11 +126,11 @@ def plan_text(plan: Plan, config: Config, *, ranks: int, gpu_gb: float) -> str:
 def dry_run(config: Config, *, ranks: int, gpu_gb: float) -> str:
     """Load what a run loads, but for the weights, and say what it comes to. Raises MappaError for what cannot run."""
     from mappa.run import learn_settings
-    from mappa.systems import load_system
+    from mappa.systems import team_of
     from mappa.tasks import prepare
 
     learn = learn_settings(config)
-    plan = make_plan(config, learn, load_system(config.system), prepare(config.tasks, cache_home()), ranks=ranks)
+    plan = make_plan(config, learn, team_of(config), prepare(config.tasks, cache_home()), ranks=ranks)
     check_fits(plan, gpu_gb)
     return plan_text(plan, config, ranks=ranks, gpu_gb=gpu_gb)
 

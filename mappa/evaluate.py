@@ -175,7 +175,7 @@ def _evaluate_run(options: argparse.Namespace) -> EvaluationResult:
     from mappa.learn.adapters import read_adapter
     from mappa.model.base import load_base
     from mappa.model.lora import add_roles
-    from mappa.systems import adapters_of, load_system
+    from mappa.systems import adapters_of, team_of
     from mappa.tasks import prepare
 
     folder: Path = options.run
@@ -188,7 +188,7 @@ def _evaluate_run(options: argparse.Namespace) -> EvaluationResult:
         config = replace(config, tasks=replace(config.tasks, heldout=options.tasks))
     if options.samples:
         config = replace(config, evaluate=replace(config.evaluate, samples=options.samples))
-    tasks, system = prepare(config.tasks, cache_home()), load_system(config.system)
+    tasks, system = prepare(config.tasks, cache_home()), team_of(config)
     place = adapters_folder(folder, options.version)
     base = load_base(config.model, config.dtype)
     learn = config.learn

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
+from mappa.coach.watch import Review
 from mappa.config import Config, available_cores, cache_home
-from mappa.errors import ConfigError
+from mappa.errors import CoachError, ConfigError, MappaError
 from mappa.evaluate import Mode, evaluate, with_sources
 from mappa.interrupt import Interrupts
 from mappa.journal import Journal, Span
@@ -19,24 +20,26 @@ from mappa.learn.packing import split_by_cost
 from mappa.learn.report import peak_memory_gb
 from mappa.observe.curves import curves
 from mappa.observe.evaluation import EvaluationResult, evaluation_text, paired_text
+from mappa.observe.loggers import Loggers
 from mappa.observe.metrics import Seconds, append_metrics, read_metrics
 from mappa.observe.progress import Progress
-from mappa.observe.scalars import Scalars
 from mappa.observe.speed import speed_of, speed_text
 from mappa.observe.step import step_metrics
 from mappa.observe.summary import Summary, replace_file, write_summary
 from mappa.observe.timeline import merge, rollout_metrics, total
-from mappa.rollout.samples import samples_of
+from mappa.rollout.samples import samples_of, supervised_of
 from mappa.rollout.scheduler import Job
 from mappa.rollout.stage import derive_seed
 from mappa.rollout.team import Team
 from mappa.run import Run, tasks_of_step
 from mappa.sampler.choice import check_sampler
-from mappa.systems import adapters_of, load_system
+from mappa.systems import adapters_of, team_of
 from mappa.tasks import prepare
 from mappa.types import Episode, Sample, Task
+from mappa.view.report import write_report
 
-Phase = Literal["base", "trained"]
+Phase = str
+"""`base`, `trained`, and `step-12` on the way."""
 
 
 class Lead:
@@ -46,7 +49,7 @@ class Lead:
         self.config = config
         self.run = run
         check_sampler(config)
-        self.system = load_system(config.system)
+        self.system = team_of(config)
         self.roles = list(adapters_of(self.system))
         self.tasks = prepare(config.tasks, cache_home())
         self.results: dict[tuple[Phase, Mode], EvaluationResult] = {}
@@ -54,7 +57,8 @@ class Lead:
         self._stack = stack
         self._begun = 0  # steps whose episodes were started
         self._episodes: list[Episode] = []
-        self._rolling = self._learning_began = self._learned = self._published = self._step_done = 0.0
+        self._review: Review
+        self._rolling = self._scored = self._learning_began = self._learned = self._published = self._step_done = 0.0
 
     @classmethod
     @contextmanager
@@ -79,11 +83,12 @@ class Lead:
                 notice=self._note,
             )
         )
-        self.scalars = self._stack.enter_context(Scalars(self.run.folder / "tensorboard", learner.steps + 1))
+        self.loggers = self._stack.enter_context(Loggers(self.run.folder, self.config, learner.steps + 1))
         self.progress = self._stack.enter_context(Progress(self.config.steps, self.roles, done=learner.steps))
         for line in (*self.run.notes, *self.tasks.notes()):
             self.progress.note(line)
         self.team.publish(learner.steps, learner.adapters)
+        self.team.watch(self.tasks.train, learner.steps)
         self._begun = learner.steps
         self._step_done = self.team.timeline.now()
         interrupts.on_first(self._drain)
@@ -122,13 +127,15 @@ class Lead:
 
     def roll_out(self, step: int, parts: int) -> Sequence[list[Sample] | None]:
         """The episodes of one step, as samples divided among the ranks; Nones if the run was asked to stop or its coach
-        has stopped.
+        has stopped: then unscored episodes stay unfinished, and are scored when the run goes on.
 
-        Those of later steps are started too, as many as `rollout.max_staleness` lets run ahead.
+        Those of later steps are started too, as many as `rollout.max_staleness` lets run ahead. Where `evaluate.every`
+        asks for it, the team is measured first.
         """
-        settings = self.config.rollout
-        if (why := self.team.coach_stopped) is not None:
-            self.progress.note(f"the coach scores no more: {why}; the run stops here, what it learned is saved")
+        settings, every = self.config.rollout, self.config.evaluate.every
+        if self.team.coach_stopped is not None:
+            return [None] * parts
+        if step and every and step % every == 0 and not self.evaluate(f"step-{step}"):
             return [None] * parts
         self._rolling = self.team.timeline.now()
         self.progress.phase("rollouts", settings.episodes)
@@ -139,10 +146,21 @@ class Lead:
         if episodes is None:
             return [None] * parts
         self._episodes = episodes
+        self._scored = self.team.timeline.now()
+        review = self._review = self.team.review(step + 1, episodes)
+        for alarm in review.news:
+            self.progress.note(f"coach: {alarm.text}")
         self.progress.phase("learning")
         self._learning_began = self.team.timeline.now()
-        samples = samples_of(episodes, group_by=self.config.learn.group_by)
+        learn = self.config.learn
+        samples = samples_of(review.episodes, group_by=learn.group_by, reward=learn.reward, offsets=review.offsets)
+        samples += supervised_of(review.rewrites, learn.supervised)
         return split_by_cost(samples, self.roles, parts)
+
+    def check_coach(self) -> None:
+        """Raise CoachError if that is why the run has stopped."""
+        if (why := self.team.coach_stopped) is not None:
+            raise CoachError(f"the coach scores no more, so the run stops here; what it learned is saved. {why}")
 
     def publish(self, learner: Learner) -> None:
         """The updated adapters, for the next rollouts."""
@@ -155,14 +173,15 @@ class Lead:
         """Keep and show the step's numbers; on return they, and the step's episodes, are on disk."""
         measured, before = self.team.measure(), self._step_done
         generated = merge(
-            (max(span.began, self._rolling), min(span.ended, self._learning_began))
+            (max(span.began, self._rolling), min(span.ended, self._scored))
             for span in measured.spans
-            if span.kind == "generate" and span.began < self._learning_began and span.ended > self._rolling
+            if span.kind == "generate" and span.began < self._scored and span.ended > self._rolling
         )
         now = self.team.timeline.now()
         seconds = Seconds(
             generate=total(generated),
-            execute=self._learning_began - self._rolling - total(generated),
+            execute=self._scored - self._rolling - total(generated),
+            coach=self._learning_began - self._scored,
             learn=self._learned - self._learning_began,
             publish=self._published - self._learned,
             other=self._rolling - before + now - self._published,  # before: the last step's checkpoint
@@ -177,10 +196,10 @@ class Lead:
             replayed=measured.count.replayed,
             differed=measured.count.differed,
         )
-        metrics = step_metrics(self._episodes, report, seconds, measured.count.tokens, rollout)
+        metrics = step_metrics(self._episodes, report, seconds, measured.count.tokens, rollout, self._review)
         append_metrics(self.run.metrics, metrics)
         self.journal.add_step(report.step, msgspec.json.encode(metrics).decode())
-        self.scalars.write(metrics)
+        self.loggers.write(metrics)
         self.journal.flush()
         self.progress.step_done(metrics)
         self._step_done = self.team.timeline.now()
@@ -213,6 +232,7 @@ class Lead:
             ),
         )
         picture = curves(self.run.folder)
+        self._report()
         self.progress.phase("done")
         self._show(speed_text(speed_of(steps)), picture)
 
@@ -239,6 +259,16 @@ class Lead:
                 self.progress.note(f"{evaluation_text(before, after)}{paired_text(before, after)}")
         self.progress.note(speed)
         self.progress.note(f"adapters, summary.json and {picture.name} are in {self.run.folder}")
+
+    def _report(self) -> None:
+        """The run as one page. It is not what the run was for: a page that cannot be written does not fail it."""
+        self.journal.flush()
+        try:
+            path = write_report(self.run.folder)
+        except (MappaError, OSError, sqlite3.Error) as error:
+            self.progress.note(f"the report was not written: {error}; mappa report {self.run.folder} tries again")
+        else:
+            self.progress.note(f"the run as one page: {path}")
 
     def _note(self, line: str) -> None:
         """Show a line; before there is anything to show it on, when there is."""

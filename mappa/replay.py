@@ -10,23 +10,26 @@ Adapters go to OUT/adapters, metrics to OUT/metrics.jsonl; a journal with the ne
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
 from msgspec.structs import replace
 
-from mappa.coach import Coach, load_coach
+from mappa.coach import ActionContext, Coach, load_coach
+from mappa.coach.probe import Probed
+from mappa.coach.watch import Watch, Watched
 from mappa.config import Config, available_cores, cache_home, override
 from mappa.errors import JournalError
 from mappa.journal import Journal, Record, read_config, read_episodes, read_records
 from mappa.observe.metrics import Seconds, append_metrics
 from mappa.observe.step import step_metrics
 from mappa.rollout.purchases import JournalStore
-from mappa.rollout.samples import samples_of
+from mappa.rollout.review import contexts_of, read_probed
+from mappa.rollout.samples import samples_of, supervised_of
 from mappa.rollout.stage import context_of
 from mappa.run import learn_settings
-from mappa.systems import load_system
+from mappa.systems import team_of
 from mappa.tasks import prepare
 from mappa.types import Episode, Task, Verdict
 
@@ -46,7 +49,8 @@ def replay(
         raise JournalError(f"{run} has no step whose episodes all ended; there is nothing to replay")
     if coach is not None:
         steps = rescored(steps, config, out / "journal.sqlite", say)
-    _learn(steps, config, out, say)
+    probed = read_probed(path) if coach is None else {}  # another coach was never asked
+    _learn(steps, probed, config, out, say)
 
 
 def finished_steps(path: Path, steps: int) -> Iterator[list[Record]]:
@@ -92,9 +96,8 @@ async def _score(
     record: Record, coach: Coach, config: Config, tasks: dict[str, Task], journal: Journal, free: asyncio.Semaphore
 ) -> Record:
     """One episode, each of its measured actions scored from what the first coach was shown."""
-    roles = {role.name: role for role in load_system(config.system).roles}
-    if record.episode.task not in tasks:
-        raise JournalError(f"episode {record.episode.id}: there is no task {record.episode.task} any more")
+    roles = {role.name: role for role in team_of(config).roles}
+    task = _task(record, tasks)
     actions = {ordinal: entry.action for ordinal, entry in record.entries.items()}
     journal.begin_episode(replace(record.episode, actions=()), "train")
     entries = {}
@@ -105,9 +108,7 @@ async def _score(
             journal.add_result(record.episode.id, ordinal, entry.observation)
             # What a cut left unscored stays so: a replay learns from the same actions.
             if entry.action.verdict is not None:
-                context = context_of(
-                    tasks[record.episode.task], roles[action.role], ordinal, actions, entry.observation
-                )
+                context = context_of(task, roles[action.role], ordinal, actions, entry.observation)
                 async with free:
                     verdict = await coach.score(context)
                 journal.add_verdict(record.episode.id, ordinal, verdict)
@@ -133,22 +134,46 @@ def _mean(scores: Sequence[float]) -> str:
     return f"{fmean(scores):.2f}" if scores else "-"
 
 
-def _learn(steps: Sequence[list[Record]], config: Config, out: Path, say: Callable[[str], None]) -> None:
+def _learn(
+    steps: Sequence[list[Record]],
+    probed: Mapping[int, Probed],
+    config: Config,
+    out: Path,
+    say: Callable[[str], None],
+) -> None:
     import torch
 
     from mappa.learn import Learner
     from mappa.learn.packing import split_by_cost
 
     torch.set_num_threads(config.threads or available_cores())
-    settings = learn_settings(config)
+    settings, learn = learn_settings(config), config.learn
+    contexts = _contexts(config) if config.coach.retrospect else lambda record: ()  # nothing else looks at them
     learner = Learner(settings, temperature=config.sampler.temperature, total_steps=config.steps, faults=out / "faults")
-    for records in steps:
+    watch = Watch(config.coach)
+    for step, records in enumerate(steps, start=1):
+        watched = [Watched(record.episode, contexts(record)) for record in records]
+        review = watch.review(step, watched, probed.get(step, Probed()))
         episodes = [record.episode for record in records]
-        samples = samples_of(episodes, group_by=config.learn.group_by)
+        samples = samples_of(review.episodes, group_by=learn.group_by, reward=learn.reward, offsets=review.offsets)
+        samples += supervised_of(review.rewrites, learn.supervised)
         report = learner.step(split_by_cost(samples, settings.roles, 1)[0])
-        metrics = step_metrics(episodes, report, Seconds(learn=report.seconds.get("step", 0.0)), 0)
+        metrics = step_metrics(episodes, report, Seconds(learn=report.seconds.get("step", 0.0)), 0, None, review)
         append_metrics(out / "metrics.jsonl", metrics)
         say(f"step {metrics.step}/{len(steps)}: {len(episodes)} episodes, {metrics.tokens_trained} action tokens")
     for role in settings.roles:
         learner.export(role, out / "adapters" / role)
     say(f"adapters are in {out / 'adapters'}")
+
+
+def _contexts(config: Config) -> Callable[[Record], tuple[ActionContext, ...]]:
+    """What a coach is shown of a record's actions. It raises JournalError for a task that is there no more."""
+    roles = {role.name: role for role in team_of(config).roles}
+    tasks = {task.id: task for task in prepare(config.tasks, cache_home()).train}
+    return lambda record: contexts_of(record, _task(record, tasks), roles)
+
+
+def _task(record: Record, tasks: Mapping[str, Task]) -> Task:
+    if record.episode.task not in tasks:
+        raise JournalError(f"episode {record.episode.id}: there is no task {record.episode.task} any more")
+    return tasks[record.episode.task]

@@ -7,7 +7,7 @@ runs/NAME/
     checkpoints/step-N/     to resume from
     evaluation-*.json       measurements on the held-out tasks
     adapters/ROLE/          the trained team, PEFT format
-    summary.json, curves.png, tensorboard/
+    summary.json, curves.png, report.html, tensorboard/
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from msgspec.structs import replace
 from mappa.config import Config, LearnConfig, RoleLearnConfig, config_from, differences
 from mappa.errors import ConfigError, DiskError
 from mappa.learn import checkpoint
-from mappa.systems import adapters_of, frozen_adapters, load_system
+from mappa.systems import adapters_of, frozen_adapters, team_of
 from mappa.types import Task
 
 _NEEDED_BYTES = 1 << 30
@@ -122,7 +122,7 @@ def _refuse_other(stamp: Path, config: Config, folder: Path) -> None:
 
 def learn_settings(config: Config) -> LearnConfig:
     """The learner's settings as the run has them: its base, and the adapters of its system's roles."""
-    system = load_system(config.system)
+    system = team_of(config)
     own = {
         name: replace(config.learn.role.get(name, RoleLearnConfig()), frozen=True) for name in frozen_adapters(system)
     }

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def train(config: Config, *, fresh: bool = False) -> bool:
     """Run `config` to its end, or on to its end; every rank calls it. False if it was asked to stop before (Ctrl-C).
 
-    Raises MappaError.
+    Raises MappaError; CoachError, with all that was learned saved, if the coach can score no more.
     """
     _use_cores(config)
     from mappa.interrupt import Interrupts
@@ -61,6 +61,8 @@ def train(config: Config, *, fresh: bool = False) -> bool:
         if lead is not None and finished:
             lead.finish(learner)
         ranks.barrier()  # the others leave only when rank 0 is done, so that nobody ends the job under it
+        if lead is not None and not finished:
+            lead.check_coach()
         return finished
 
 

@@ -244,6 +244,9 @@ class Sample(Struct, frozen=True, kw_only=True):
     advantages: tuple[float, ...] | None = None
     group: str = ""
     """What its advantages are normalised with, inside its role (empty: the whole role)."""
+    supervised: bool = False
+    """Nobody sampled it: it has no `logprobs`, and `advantages` are the weights of its spans' log-likelihood, which are
+    taken as they are. Such samples may stand beside others that give rewards."""
     truncated: bool = False
     """An action of it ended at the token limit: masked from the loss."""
     versions: tuple[int, ...] = ()

@@ -24,24 +24,24 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def closure(names: Iterable[str]) -> set[str]:
-    """The named packages and all that they require here, canonical names. Exits naming one that is not installed."""
-    found: set[str] = set()
-    waiting = [canonical(name) for name in names]
+def closure(texts: Iterable[str]) -> set[str]:
+    """What is named, with its extras, and all that they require here: canonical names. Exits naming one that is not
+    installed."""
+    found: set[tuple[str, str]] = set()
+    waiting = [Requirement(text) for text in texts]
     while waiting:
-        name = waiting.pop()
-        if name in found:
-            continue
-        found.add(name)
-        try:
-            requirements = distribution(name).requires or []
-        except PackageNotFoundError:
-            sys.exit(f"{name} is required but not installed here; run `make setup-dev` first")
-        for text in requirements:
-            requirement = Requirement(text)
-            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                waiting.append(canonical(requirement.name))
-    return found
+        wanted = waiting.pop()
+        name = canonical(wanted.name)
+        for extra in {"", *wanted.extras} - {extra for known, extra in found if known == name}:
+            found.add((name, extra))
+            try:
+                requirements = distribution(name).requires or []
+            except PackageNotFoundError:
+                sys.exit(f"{name} is required but not installed here; run `make setup-dev` first")
+            for requirement in map(Requirement, requirements):
+                if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                    waiting.append(requirement)
+    return {name for name, _ in found}
 
 
 def pins(names: Iterable[str]) -> str:
@@ -53,11 +53,8 @@ def locks() -> dict[Path, str]:
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
 
-    def wanted(texts: Iterable[str]) -> list[str]:
-        return [Requirement(text).name for text in texts]
-
-    train = closure(wanted([*project["dependencies"], *extras["train"]]))
-    dev = closure(wanted(extras["dev"])) - train
+    train = closure([*project["dependencies"], *extras["train"]])
+    dev = closure(extras["dev"]) - train
     return {HERE / "train.txt": TRAIN + pins(train), HERE / "dev.txt": DEV + pins(dev)}
 
 

@@ -135,9 +135,10 @@ def run_killed(config: Path, kills: int, victims: tuple[str, ...], seed: int, ra
         while bounds and job.wait_for(bounds[0]):
             time.sleep(draw.random() * 0.05)
             victim = victims[len(killed) % len(victims)]
-            if job.kill(victim):
-                killed.append(victim)
-                bounds.pop(0)
+            if not job.kill(victim):
+                continue  # it is not up yet
+            killed.append(victim)
+            bounds.pop(0)
             if victim != "sandbox":
                 break
         code, output = job.end()

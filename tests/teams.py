@@ -50,6 +50,12 @@ class SteadyTeam(CoinTeam):
         )
 
 
+class RoomyTeam(SteadyTeam):
+    """Its roles may write more than they do: there is room for what a coach would have them write."""
+
+    roles = tuple(replace(role, max_tokens=900) for role in CoinTeam.roles)
+
+
 class NoRoles:
     roles: tuple[Role, ...] = ()
 

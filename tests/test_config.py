@@ -98,6 +98,17 @@ def test_differences_name_every_changed_value(path: Path) -> None:
     assert sorted(differences(old, new)) == ["learn.lr: 0.0005 -> 0.0002", "seed: 0 -> 1"]
 
 
+def test_a_run_may_go_on_with_another_budget(path: Path) -> None:
+    more = load_config(path, ["coach.budget_tokens=1000", "coach.budget_dollars=2.5"])
+    assert differences(load_config(path), more) == []
+
+
+def test_a_correction_without_the_monitor_is_refused(path: Path) -> None:
+    for switch in ("coach.correct=offset", "coach.memory=true"):
+        with pytest.raises(ConfigError, match="live on what coach.monitor has seen"):
+            load_config(path, ["coach.monitor=false", switch])
+
+
 def test_a_config_survives_a_round_trip_as_data(path: Path) -> None:
     config = load_config(path, ["seed=7"])
     assert config_from(msgspec.to_builtins(config)) == config

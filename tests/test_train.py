@@ -81,6 +81,7 @@ def check_finished(folder: Path, model: Path, steps: int, episodes: int) -> None
             assert action.verdict is not None and action.evidence is not None
             assert len(action.output_ids) == len(action.logprobs)
     assert (folder / "curves.png").stat().st_size > 1000
+    assert b'"comparisons":[{' in (folder / "report.html").read_bytes()
     for role, path in summary["adapters"].items():
         assert any(bool(b.any()) for _, b in read_adapter(Path(path)).values()), f"{role} has not moved"
         PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), path)
@@ -109,11 +110,12 @@ def check_evaluation(folder: Path) -> None:
 
 def test_a_run_ends_and_a_finished_one_is_not_done_again(tiny_model: Path, tmp_path: Path) -> None:
     config = config_file(tmp_path, tiny_model)
-    code, output = run(config)
+    code, output = run(config, "evaluate.every=1")
     assert code == 0, output
     check_finished(tmp_path / "runs" / "tiny", tiny_model, 2, 6)
     before = (tmp_path / "runs" / "tiny" / "metrics.jsonl").read_bytes()
-    code, output = run(config)
+    assert json.loads((tmp_path / "runs/tiny/evaluation-step-1-greedy.json").read_bytes())["episodes"] == 10
+    code, output = run(config, "evaluate.every=1")
     assert code == 0 and "continuing" in output, output
     assert (tmp_path / "runs" / "tiny" / "metrics.jsonl").read_bytes() == before
     check_evaluation(tmp_path / "runs" / "tiny")

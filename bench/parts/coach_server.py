@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import hashlib
 import json
+import os
 import random
 import signal
 import subprocess
@@ -234,6 +235,11 @@ class Server:
     def script(self, **script: Any) -> None:
         """Another script, and every count from zero."""
         httpx.post(f"{self.address}/script", json=script).raise_for_status()
+
+    def cpu_seconds(self) -> float:
+        """What the endpoint has used of a core so far."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def stats(self) -> dict[str, Any]:
         found: dict[str, Any] = httpx.get(f"{self.address}/stats", timeout=30).raise_for_status().json()

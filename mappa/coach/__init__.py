@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from mappa.coach.budget import Budget
-from mappa.coach.context import ActionContext, Coach, makers
+from mappa.coach.context import ActionContext, Coach, Standing, makers
 from mappa.coach.ensemble import EnsembleCoach
 from mappa.coach.llm import LlmCoach
 from mappa.coach.replay import ReplayCoach
+from mappa.coach.rewrite import Writer
 from mappa.coach.rubric import RubricCoach
 from mappa.coach.store import CallStore, MemoryStore, Purchase, Spending
 from mappa.config import CoachConfig
@@ -31,8 +32,11 @@ __all__ = [
     "ReplayCoach",
     "RubricCoach",
     "Spending",
+    "Standing",
+    "Writer",
     "load_coach",
     "makers",
+    "writer_of",
 ]
 
 
@@ -61,6 +65,12 @@ def load_coach(
             if episodes is None or not config.replay:
                 raise ConfigError("coach.kind='replay' needs coach.replay, the journal whose verdicts it gives")
             return ReplayCoach(episodes(Path(config.replay)))
+
+
+def writer_of(coach: Coach) -> Writer | None:
+    """Who of a coach can write: itself, or its first member that can."""
+    members = coach.members if isinstance(coach, EnsembleCoach) else (coach,)
+    return next((member for member in members if isinstance(member, LlmCoach)), None)
 
 
 def budget_of(config: CoachConfig, store: CallStore) -> Budget:

@@ -59,9 +59,14 @@ async def sing(coach: Coach, task: Task, role: Role, reading: str) -> list[Song]
     return [_song(canary, verdict, found.most) for canary, verdict in zip(found.canaries, verdicts, strict=True)]
 
 
-def _song(canary: Canary, verdict: Verdict, most: float) -> Song:
+def own_score(verdict: Verdict) -> float | None:
+    """The score that the coach itself gave, before the evidence cut it."""
     raw = verdict.evidence.get("raw", verdict.score)
-    own = float(raw) if isinstance(raw, (int, float)) else None
+    return float(raw) if isinstance(raw, (int, float)) else None
+
+
+def _song(canary: Canary, verdict: Verdict, most: float) -> Song:
+    own = own_score(verdict)
     return Song(canary.name, own, verdict.score, fooled=own is not None and own > most)
 
 

@@ -56,6 +56,7 @@ class ChatClient:
         self._breaker, self._latency = Breaker(), Latency()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._random = random.Random()
+        self._failing_since: float | None = None
 
     async def complete(self, request: ChatRequest, deadline: float) -> Purchase | Refusal:
         """The reply to `request` by `deadline` (the loop's time). Raises CoachError where no request can succeed."""
@@ -69,6 +70,12 @@ class ChatClient:
                 return await self._buy(request, deadline)
         except TimeoutError:
             return Refusal("deadline", f"no reply by its deadline of {self.config.deadline:g} s (coach deadline)")
+
+    def failing(self) -> float:
+        """Seconds for which no request has succeeded, since the first that failed; 0 where the last one did succeed."""
+        if self._failing_since is None:
+            return 0.0
+        return asyncio.get_running_loop().time() - self._failing_since
 
     async def close(self) -> None:
         await self._transport.aclose()
@@ -183,12 +190,14 @@ class ChatClient:
 
     def _learn(self, request: ChatRequest, result: Sent, started: float, now: float) -> None:
         if isinstance(result, Again):
+            self._failing_since = started if self._failing_since is None else self._failing_since
             self.counts["failed"] += 1
             if result.overload:
                 self._slots.overloaded(now, self._latency.mean)
             else:
                 self._breaker.failed(now)
             return
+        self._failing_since = None
         self._breaker.succeeded()  # it answers, whatever it says
         if isinstance(result, Purchase):
             self.counts["bought"] += 1
@@ -207,7 +216,9 @@ class ChatClient:
                 asyncio.timeout(config.attempt_timeout),
                 contextlib.aclosing(await self._transport.handle_async_request(outgoing)) as response,
             ):
-                async for chunk in response.aiter_bytes():
+                # httpx's decoders cost as much as the transport, and there is hardly ever anything to decode.
+                encoded = "content-encoding" in response.headers
+                async for chunk in response.aiter_bytes() if encoded else response.stream:  # type: ignore[union-attr]
                     content += chunk
                     if len(content) > LARGEST_ANSWER:
                         return Refusal("malformed", f"a reply of more than {LARGEST_ANSWER >> 20} MiB")

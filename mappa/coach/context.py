@@ -10,6 +10,22 @@ from msgspec import Struct, field
 from mappa.types import Action, Message, Outcome, Role, Task, Verdict
 
 
+class Standing(Struct, frozen=True, kw_only=True):
+    """How one role's actions on tasks of one kind were scored lately.
+
+    >>> Standing(count=120, mean=6.1, spread=2.0, gaps={"classification": -0.8}, faults={"text columns left": 14})
+    """
+
+    count: int
+    mean: float
+    spread: float
+    gaps: Mapping[str, float] = field(default_factory=dict)
+    """Points above (below) actions of equal outcome on tasks of another kind."""
+    drift: float | None = None
+    """Points by which the coach now scores the same frozen actions higher than at first."""
+    faults: Mapping[str, int] = field(default_factory=dict)
+
+
 class ActionContext(Struct, frozen=True, kw_only=True):
     """One action with everything its score may hang on.
 
@@ -34,6 +50,8 @@ class ActionContext(Struct, frozen=True, kw_only=True):
     """Shapes of files where known, in words: `{"X_train.pkl": "404 rows, 13 columns"}`."""
     outcome: Outcome | None = None
     """How the episode ended, where that is known: for its last action, or in retrospect."""
+    standing: Standing | None = None
+    """The coach's own record for this role and kind, where it is to remember."""
     reading: str = ""
     """Empty, or which further reading of the same action this is: each one is asked for anew, never from a cache."""
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from statistics import fmean, median
 
+from mappa.coach.canary import own_score
 from mappa.coach.context import ActionContext, Coach
 from mappa.errors import CoachError
 from mappa.types import Fact, Verdict
@@ -29,6 +30,10 @@ class EnsembleCoach:
         verdicts = await asyncio.gather(*(member.score(context) for member in self._members))
         given = [v.score for v in verdicts if v.score is not None]
         facts: dict[str, Fact] = {f"score {v.coach}": v.score for v in verdicts}
+        if spent := [v for v in verdicts if v.missing == "budget"]:  # the others would go on with fewer eyes
+            return Verdict(evidence=facts, reason=spent[0].reason, score=None, coach=self.name, missing="budget")
+        own = [raw for v in verdicts if (raw := own_score(v)) is not None]
+        facts["raw"] = max(own, default=None)  # one member that can be fooled is one too many
         if not given:
             first = verdicts[0]
             return Verdict(
@@ -44,6 +49,10 @@ class EnsembleCoach:
             return Verdict(evidence=facts, reason=reason, score=None, coach=self.name, missing="disagreement")
         nearest = min((v for v in verdicts if v.score is not None), key=lambda v: abs((v.score or 0) - middle))
         return Verdict(evidence=facts, reason=nearest.reason, score=round(fmean(agreed), 2), coach=self.name)
+
+    @property
+    def members(self) -> tuple[Coach, ...]:
+        return self._members
 
     async def close(self) -> None:
         for member in self._members:

@@ -12,14 +12,17 @@ import hashlib
 from collections.abc import Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from mappa.coach.budget import Budget
 from mappa.coach.client import ChatClient
 from mappa.coach.client_wire import Refusal
 from mappa.coach.context import ActionContext
-from mappa.coach.memory import Record
+from mappa.coach.memory import remembered
 from mappa.coach.prompt import Prompt, TooLong, build, load_template
 from mappa.coach.reply import SCHEMA, Judgement, Unreadable, read_judgement
+from mappa.coach.rewrite import SCHEMA as REWRITTEN
+from mappa.coach.rewrite import read_rewritten
 from mappa.coach.rubric import ceiling, is_victim
 from mappa.coach.rubrics import Rubric, load_rubric
 from mappa.coach.store import CallStore, ChatRequest
@@ -52,17 +55,15 @@ class LlmCoach:
     ) -> None:
         self._config, self._budget = config, budget
         self._rubrics = tuple(load_rubric(name) for name in rubrics)
-        self._template = load_template("score")
+        self._template, self._writing = load_template("score"), load_template("rewrite")
         self._client = ChatClient(config, budget=budget, store=store)
         self._refused: str | None = None
-        self.record = Record()
-        """What it is shown of its own past; replaced between steps, so that a resumed run asks the same."""
         self.name = f"llm:{config.model}/{self._template.id}/{'+'.join(rubric.id for rubric in self._rubrics)}"
 
     @property
     def stopped(self) -> str | None:
         if self._refused is None and self._budget.exhausted:
-            return f"the coach's budget is spent: {self._budget}"
+            return f"the coach's budget is spent: {self._budget}; give it more and run the same command again"
         return self._refused
 
     @property
@@ -74,7 +75,7 @@ class LlmCoach:
         if execution is not None and execution.outcome == "sandbox-failure":
             reason = "The sandbox failed, which is nobody's fault."
             return Verdict(score=None, reason=reason, coach=self.name, missing="sandbox-failure")
-        rubric = next((r for r in self._rubrics if r.part(context.role) is not None), self._rubrics[0])
+        rubric = self._rubric(context)
         deadline = asyncio.get_running_loop().time() + self._config.deadline
         try:
             found = await self._judge(context, rubric, deadline)
@@ -82,18 +83,38 @@ class LlmCoach:
             self._refused = str(error)
             raise
         if isinstance(found, Failed):
+            if found.refusal.kind in ("unavailable", "deadline") and self._client.failing() >= self._config.deadline:
+                self._refused = (
+                    f"{self._config.url} has given no reply for {self._config.deadline:g} s (coach deadline); mend it "
+                    f"and run the same command again. The last that was heard: {found.refusal.reason}"
+                )
             return Verdict(score=None, reason=found.refusal.reason, coach=self.name, missing=found.refusal.kind)
         return self._verdict(context, rubric, found)
 
+    async def rewrite(self, context: ActionContext) -> str | None:
+        """Implements `Writer`."""
+        rubric = self._rubric(context)
+        room = self._config.window - self._config.max_tokens
+        prompt = build(context, self._writing, rubric, room=room)
+        if isinstance(prompt, TooLong):
+            return None
+        request = self._request(prompt.messages, f"{prompt.digest}/{self._writing.id}", prompt.tokens)
+        deadline = asyncio.get_running_loop().time() + self._config.deadline
+        reply = await self._client.complete(replace(request, schema=REWRITTEN, schema_name="rewrite"), deadline)
+        return None if isinstance(reply, Refusal) else read_rewritten(reply.text)
+
     async def close(self) -> None:
         await self._client.close()
+
+    def _rubric(self, context: ActionContext) -> Rubric:
+        return next((r for r in self._rubrics if r.part(context.role) is not None), self._rubrics[0])
 
     async def _judge(self, context: ActionContext, rubric: Rubric, deadline: float) -> Judgement | Failed:
         """Ask; ask with a shorter prompt where the endpoint finds it too long; ask once for the form."""
         room = self._config.window - self._config.max_tokens
         refusal = Refusal("too-long", "")
+        memory, faults = remembered(context.standing)
         for _ in range(SHRINKS):
-            memory, faults = self.record.shown(context.role.name, context.task.kind)
             prompt = build(context, self._template, rubric, room=room, memory=memory, more=faults)
             if isinstance(prompt, TooLong):
                 reason = (

@@ -20,7 +20,7 @@ from mappa.types import Evidence
 CELLS = 10
 LEAST = 12
 """Matched actions of each kind below which nothing is said."""
-RESAMPLES = 2000
+RESAMPLES = 1000
 
 
 class Gap(Struct, frozen=True, kw_only=True):
@@ -77,8 +77,7 @@ def interval(
         return -math.inf, math.inf
     rng = np.random.default_rng(seed)
     # Every task's weight is drawn, so that cells and their means are made anew with whole tasks in or out.
-    draws = np.stack([_counts(rng, design.tasks_of(side)) for side in (True, False)]).sum(0)[:, design.task]
-    sizes = design.sizes(draws)
+    sizes = design.sizes(_counts(rng, design.tasks_of(True)) + _counts(rng, design.tasks_of(False)))
     tail = (1 - confidence) / 2
     low, high = np.nanquantile(sizes, [tail, 1 - tail])
     return float(low), float(high)
@@ -113,10 +112,10 @@ class _Design:
         return cls([rows[place] for place in kept], side)
 
     def gap(self) -> Gap:
-        ones = np.ones((1, len(self.score)))
+        ones = np.ones((1, self.task.max() + 1))
         size = float(self.sizes(ones)[0])
         weights, n = self._weights(ones)
-        groups = 2 * self.cell + self.side
+        groups = self.groups
         residual = self.score - _means(self.score, groups)[groups]
         cells = len(np.unique(groups))
         freedom = max(1, len(self.score) - cells - 1)
@@ -130,13 +129,17 @@ class _Design:
         p = t_tails(size / error, freedom if plain >= clustered else max(1, count - 2)) if error else float(size == 0)
         return Gap(size=size, error=error, p=p, matched=len(self.score))
 
+    @property
+    def groups(self) -> NDArray[np.int_]:
+        """Cell and side as one number below 4 * CELLS."""
+        found: NDArray[np.int_] = 2 * self.cell + self.side
+        return found
+
     def sizes(self, draws: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The estimate under weights of actions, one row of `draws` ([resamples, n]) each."""
+        """The estimate under weights of tasks, one row of `draws` ([resamples, tasks]) each."""
         weights, n = self._weights(draws)
-        groups = 2 * self.cell + self.side
-        sums = _grouped(draws * self.score, groups)
         with np.errstate(divide="ignore", invalid="ignore"):
-            means = sums / n
+            means = draws @ self._by_task(self.score) / n
         differences = np.where(weights > 0, means[:, 1::2] - means[:, 0::2], 0.0)
         with np.errstate(invalid="ignore"):
             found: NDArray[np.float64] = (weights * differences).sum(1) / weights.sum(1)
@@ -144,9 +147,15 @@ class _Design:
 
     def _weights(self, draws: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Weights of cells, n_a n_b / (n_a + n_b), and sizes of the groups (cell x side): [resamples, ...]."""
-        n = _grouped(draws, 2 * self.cell + self.side)
+        n = draws @ self._by_task(np.ones(len(self.score)))
         left, right = n[:, 0::2], n[:, 1::2]
         return left * right / np.maximum(left + right, 1e-12), n
+
+    def _by_task(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sums over the actions of one task and group: [tasks, 4 * CELLS]."""
+        found = np.zeros((self.task.max() + 1, 4 * CELLS))
+        np.add.at(found, (self.task, self.groups), values)
+        return found
 
     def tasks_of(self, side: bool) -> NDArray[np.float64]:
         """Which tasks are of one side, as 0 and 1."""
@@ -156,7 +165,7 @@ class _Design:
 
     def _slope(self, score: NDArray[np.float64], quality: NDArray[np.float64]) -> float:
         """Points per unit of quality within the groups."""
-        groups = 2 * self.cell + self.side
+        groups = self.groups
         x, y = quality - _means(quality, groups)[groups], score - _means(score, groups)[groups]
         spread = float((x**2).sum())
         return float((x * y).sum()) / spread if spread > 1e-6 else 0.0
@@ -177,14 +186,6 @@ def discoveries(p_values: Sequence[float], level: float) -> list[int]:
 
 def _means(values: NDArray[np.float64], groups: NDArray[np.int_]) -> NDArray[np.float64]:
     found: NDArray[np.float64] = np.bincount(groups, weights=values) / np.maximum(np.bincount(groups), 1)
-    return found
-
-
-def _grouped(values: NDArray[np.float64], groups: NDArray[np.int_]) -> NDArray[np.float64]:
-    """Sums over columns of one group: [rows, n] -> [rows, 4 * CELLS]."""
-    member = np.zeros((len(groups), 4 * CELLS))
-    member[np.arange(len(groups)), groups] = 1.0
-    found: NDArray[np.float64] = values @ member
     return found
 
 

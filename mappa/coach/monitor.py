@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Sequence
-from itertools import combinations
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, combinations
 from statistics import NormalDist, fmean, pstdev, stdev
 from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from mappa.coach.canary import Song
+from mappa.coach.context import Standing
 from mappa.coach.matching import Gap, Scored, discoveries, interval, matched_gap, quality_of, t_tails
-from mappa.coach.memory import Record, Standing
 from mappa.types import Episode
 
 RECENT = 20
@@ -29,7 +30,7 @@ RECENT = 20
 EXPECTED_MISSING = 0.02
 LEAST_CORRELATION = 0.2
 ENOUGH = 24
-"""Actions of a stratum below which its correlation is not tested."""
+"""Scores of a stratum below which their correlation is not tested."""
 
 Strata = tuple[str, str]
 
@@ -103,7 +104,7 @@ class Monitor:
         level = self._rate / (self._looks * (self._looks + 1))
         tests = [*self._gap_tests(), *self._stratum_tests(), *self._drift_tests()]
         found = [tests[place] for place in discoveries([test.p for test in tests], level)]
-        return [*found, *self._canary_alarms()]
+        return [*(self._with_interval(alarm) for alarm in found), *self._canary_alarms()]
 
     def strata(self) -> dict[Strata, Stratum]:
         """The last step, by role and kind."""
@@ -121,11 +122,6 @@ class Monitor:
                 if gap is not None:
                     found[role, kind, other] = gap
         return found
-
-    def gap_interval(self, role: str, kind: str, other: str) -> tuple[float, float]:
-        """Bootstrap interval of one gap."""
-        kinds = self._by_role()[role]
-        return interval(kinds[kind], kinds[other])
 
     def offsets(self) -> dict[Strata, float]:
         """Points to take off each stratum's scores so that equal outcomes get equal scores, estimated on matched
@@ -153,7 +149,7 @@ class Monitor:
         """Standard deviation of a single score about the coach's own mean for that action."""
         return math.sqrt(fmean(d * d for d in self._repeats) / 2) if self._repeats else None
 
-    def anchor(self, scores: dict[str, float]) -> Drift | None:
+    def anchor(self, scores: Mapping[str, float]) -> Drift | None:
         """Scores of the anchors by name: the first call freezes them, later ones are compared with it."""
         if not self._anchors:
             self._anchors = dict(scores)
@@ -169,20 +165,16 @@ class Monitor:
         self._drift = Drift(coach=coach, error=error, p=p, policy=None if rise is None else rise - coach)
         return self._drift
 
-    def record(self) -> Record:
-        """The coach's memory as of now: what it is shown of its own scoring."""
-        groups: dict[Strata, list[Reading]] = defaultdict(list)
-        for readings in self._recent:
-            for reading in readings:
-                groups[reading.role, reading.kind].append(reading)
+    def standings(self) -> dict[Strata, Standing]:
+        """The coach's record as of now, by role and kind: what one with a memory is shown of its own scoring."""
         gaps = self.gaps()
-        standings = {}
-        for (role, kind), readings in groups.items():
+        found = {}
+        for (role, kind), readings in self._strata().items():
             scores = [r.score for r in readings if r.score is not None]
             if scores:
                 mine = {b: gap.size for (r, a, b), gap in gaps.items() if (r, a) == (role, kind)}
                 mine |= {a: -gap.size for (r, a, b), gap in gaps.items() if (r, b) == (role, kind)}
-                standings[role, kind] = Standing(
+                found[role, kind] = Standing(
                     count=len(scores),
                     mean=fmean(scores),
                     spread=pstdev(scores),
@@ -190,7 +182,7 @@ class Monitor:
                     drift=self._drift.coach if self._drift is not None else None,
                     faults=dict(Counter(r.fault for r in readings if r.fault).most_common(5)),
                 )
-        return Record(standings)
+        return found
 
     def metrics(self) -> dict[str, float]:
         """Numbers of the last step under flat names, for metrics.jsonl and the scalars."""
@@ -217,14 +209,30 @@ class Monitor:
                     found[r.role][r.kind].append(scored)
         return found
 
+    def _strata(self) -> dict[Strata, list[Reading]]:
+        """Readings of the last steps by role and kind."""
+        groups: dict[Strata, list[Reading]] = defaultdict(list)
+        for reading in chain.from_iterable(self._recent):
+            groups[reading.role, reading.kind].append(reading)
+        return groups
+
     def _gap_tests(self) -> Iterable[Alarm]:
         for (role, kind, other), gap in self.gaps().items():
             text = (
                 f"{role}: {kind} is scored {gap.size:+.2f} points against {other} on {gap.matched} actions of equal "
-                "outcome; learn.group_by='role-kind' normalises "
-                "each kind on its own"
+                "outcome; coach.correct='offset' takes that off, learn.group_by='role-kind' normalises each kind alone"
             )
             yield Alarm(about="gap", where=f"{role}: {kind} over {other}", size=gap.size, p=gap.p, text=text)
+
+    def _with_interval(self, alarm: Alarm) -> Alarm:
+        """A gap that was found, with its bootstrap interval: it costs too much to have for every gap and step."""
+        if alarm.about != "gap":
+            return alarm
+        role, _, kinds = alarm.where.partition(": ")
+        kind, _, other = kinds.partition(" over ")
+        rows = self._by_role()[role]
+        low, high = interval(rows[kind], rows[other])
+        return replace(alarm, text=f"{alarm.text} (95 % interval {low:+.2f} to {high:+.2f})")
 
     def _stratum_tests(self) -> Iterable[Alarm]:
         for (role, kind), stratum in self.strata().items():
@@ -233,10 +241,14 @@ class Monitor:
             p = _binomial_tail(missing, stratum.count, EXPECTED_MISSING)
             text = f"{where}: {stratum.missing:.0%} of {stratum.count} scores are missing"
             yield Alarm(about="missing", where=where, size=stratum.missing, p=p, text=text)
-            if stratum.correlation is not None and stratum.count >= ENOUGH:
-                z = (math.atanh(stratum.correlation) - math.atanh(LEAST_CORRELATION)) * math.sqrt(stratum.count - 3)
-                text = f"{where}: scores hardly follow what was measured (correlation {stratum.correlation:.2f})"
-                yield Alarm(about="blind", where=where, size=stratum.correlation, p=NormalDist().cdf(z), text=text)
+        for (role, kind), readings in self._strata().items():
+            where = f"{role} on {kind}"
+            pairs = [(r.score, r.quality) for r in readings if r.score is not None]
+            found = _correlation(pairs)
+            if found is not None and len(pairs) >= ENOUGH:
+                z = (math.atanh(found) - math.atanh(LEAST_CORRELATION)) * math.sqrt(len(pairs) - 3)
+                text = f"{where}: scores hardly follow what was measured (correlation {found:.2f})"
+                yield Alarm(about="blind", where=where, size=found, p=NormalDist().cdf(z), text=text)
 
     def _drift_tests(self) -> Iterable[Alarm]:
         if self._drift is not None:

@@ -9,7 +9,17 @@ read_episodes(path), read_spans(path), read_config(path)    # of any journal, al
 """
 
 from mappa.journal.codec import Entry, Observation, Record, Span
-from mappa.journal.reader import read_call, read_calls, read_config, read_episodes, read_records, read_spans
+from mappa.journal.reader import (
+    read_action,
+    read_call,
+    read_calls,
+    read_config,
+    read_episodes,
+    read_record,
+    read_records,
+    read_reviews,
+    read_spans,
+)
 from mappa.journal.schema import SCHEMA
 from mappa.journal.writer import WINDOW, Journal
 
@@ -21,10 +31,13 @@ __all__ = [
     "Observation",
     "Record",
     "Span",
+    "read_action",
     "read_call",
     "read_calls",
     "read_config",
     "read_episodes",
+    "read_record",
     "read_records",
+    "read_reviews",
     "read_spans",
 ]

@@ -24,7 +24,8 @@ from mappa.journal.codec import (
 from mappa.journal.schema import connect
 from mappa.types import Action, Episode, Outcome
 
-_EPISODES = "select id, task, kind, seed, step, outcome, error, state from episodes where phase=?"
+_COLUMNS = "id, task, kind, seed, step, outcome, error, state"
+_EPISODES = f"select {_COLUMNS} from episodes where phase=?"
 _ENTRIES = """
 select a.ordinal, a.role, a.turn, a.adapter, a.finish, a.repaired, a.prompt, a.output, a.logprobs, a.text,
     r.data, v.data
@@ -51,6 +52,23 @@ def read_records(path: Path, phase: str, *, step: int | None = None) -> Iterator
             yield _record(connection, row)
 
 
+def read_record(path: Path, id: str) -> tuple[str, Record]:
+    """One episode as far as it was journaled, and its phase. Raises KeyError where there is none."""
+    with closing(connect(path)) as connection:
+        row = connection.execute(f"select phase, {_COLUMNS} from episodes where id=?", (id,)).fetchone()
+        if row is None:
+            raise KeyError(id)
+        return row[0], _record(connection, row[1:])
+
+
+def read_action(path: Path, episode: str, ordinal: int) -> Action:
+    """One action. Raises KeyError where there is none."""
+    found = read_record(path, episode)[1].entries.get(ordinal)
+    if found is None:
+        raise KeyError(f"{episode}/{ordinal}")
+    return found.action
+
+
 def read_spans(path: Path) -> list[Span]:
     """The run's timeline, in no particular order."""
     with closing(connect(path)) as connection:
@@ -63,6 +81,14 @@ def read_calls(path: Path) -> dict[str, tuple[int, float]]:
     with closing(connect(path)) as connection:
         rows = connection.execute("select key, tokens, dollars from calls").fetchall()
     return {key: (tokens, dollars) for key, tokens, dollars in rows}
+
+
+def read_reviews(path: Path) -> dict[int, bytes]:
+    """What the watch over the coach kept, by step, in order."""
+    with closing(connect(path)) as connection:
+        if connection.execute("select 1 from sqlite_master where name='reviews'").fetchone() is None:
+            return {}  # a run of before there was a watch
+        return dict(connection.execute("select step, data from reviews order by step").fetchall())
 
 
 def read_call(path: Path, key: str) -> bytes:

@@ -7,6 +7,7 @@
     verdicts    one row per scored action
     publishes   adapter versions
     steps       one row per update with its metrics
+    reviews     one row per step with what the watch over the coach is rebuilt from
     spans       what happened when, for the timeline
     calls       one row per reply that a coach bought, by the key of all it depends on
 
@@ -45,6 +46,7 @@ create table if not exists verdicts (
 create table if not exists publishes (adapter text primary key, role text not null, version integer not null,
     time real not null);
 create table if not exists steps (step integer primary key, metrics text not null, time real not null);
+create table if not exists reviews (step integer primary key, data blob not null, time real not null);
 create table if not exists spans (kind text not null, episode text not null, role text not null, turn integer not null,
     began real not null, ended real not null);
 create table if not exists calls (key text primary key, tokens integer not null, dollars real not null,

@@ -123,6 +123,11 @@ class Journal:
         row = (step, metrics, time.time())
         self._put("insert or replace into steps values (?,?,?)", lambda: row)
 
+    def add_review(self, step: int, data: bytes) -> None:
+        """What the watch over the coach kept of a step. One that is known already stays as it is."""
+        row = (step, data, time.time())
+        self._put("insert or ignore into reviews values (?,?,?)", lambda: row)
+
     def add_span(self, span: Span) -> None:
         self._put("insert into spans values (?,?,?,?,?,?)", lambda: msgspec.structs.astuple(span))
 

@@ -17,6 +17,7 @@ from mappa.learn.passes import Policy, Prepared
 from mappa.learn.samples import action_tokens
 from mappa.types import Sample
 from mappa_kernels import process_advantage
+from mappa_kernels.advantage import SMALLEST_STD
 
 
 class Part(Struct, frozen=True, kw_only=True):
@@ -45,7 +46,19 @@ def in_step(prepared: Sequence[Prepared], policy: Policy) -> list[Prepared]:
 
 
 def advantages_of(samples: Sequence[Sample], kl: Sequence[torch.Tensor], config: LearnConfig) -> list[torch.Tensor]:
-    """Per sample, the advantage of each action token, normalised over the groups of all ranks (collective)."""
+    """Per sample, the advantage of each action token, normalised over the groups of all ranks (collective); of a
+    supervised one, its weights."""
+    sampled = [index for index, sample in enumerate(samples) if not sample.supervised]
+    found = iter(_advantages([samples[i] for i in sampled], [kl[i] for i in sampled], config))
+    return [_weights(sample) if sample.supervised else next(found) for sample in samples]
+
+
+def _weights(sample: Sample) -> torch.Tensor:
+    lengths = torch.tensor([end - start for start, end in sample.spans])
+    return torch.tensor(sample.advantages, dtype=torch.float32).repeat_interleave(lengths)
+
+
+def _advantages(samples: Sequence[Sample], kl: Sequence[torch.Tensor], config: LearnConfig) -> list[torch.Tensor]:
     given = [sample for sample in samples if sample.advantages is not None]
     mixed = LearnError("some samples give advantages and some rewards; give one or the other for the whole step")
     ranks.raise_together(mixed if given and len(given) != len(samples) else None)
@@ -62,17 +75,50 @@ def advantages_of(samples: Sequence[Sample], kl: Sequence[torch.Tensor], config:
     if config.group_by == "all":
         groups, names = [0] * len(groups), names[:1]
     where = ranks.exchange_device()
-    advantage, _ = process_advantage(
-        torch.tensor([reward for sample in samples for reward in sample.rewards], dtype=torch.float32, device=where),
+    scores = torch.tensor([r for sample in samples for r in sample.rewards], dtype=torch.float32, device=where)
+    members = torch.tensor(groups, dtype=torch.int64, device=where)
+    compared, stats = _compare(scores, members, max(1, len(names)), whiten=config.advantage == "grpo")
+    whiten = config.whiten and config.advantage == "reinforce++"
+    advantage, returns = process_advantage(
+        scores if config.advantage == "reinforce++" else compared,
         torch.tensor([0, *lengths], device=where).cumsum(0),
-        torch.tensor(groups, dtype=torch.int64, device=where),
+        members,
         kl=torch.cat([*kl, torch.empty(0)]).to(where),
         beta=config.beta,
-        whiten=config.whiten,
+        whiten=whiten,
         n_groups=max(1, len(names)),
         process_group=ranks.group(),
     )
+    if whiten:
+        # Where all scores are equal, only the KL tells returns apart: it keeps its own size.
+        keep = torch.where(_std(stats) < SMALLEST_STD, _std(returns).clamp(min=SMALLEST_STD), 1.0).float()
+        advantage *= keep[members].repeat_interleave(torch.tensor(lengths, device=where, dtype=torch.int64))
     return list(advantage.cpu().split(sizes))
+
+
+def _compare(
+    scores: torch.Tensor, groups: torch.Tensor, n_groups: int, *, whiten: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores [A] against the other actions of their group on all ranks (collective), every action counting once however
+    long it is; and the groups' statistics [n_groups, 3], as `process_advantage` has them.
+
+    With `whiten` (s - mean) / std, std over n: GRPO (Shao et al. 2024, 2402.03300, eq. 3). Without, s - mean of the
+    others, which is (s - mean) n / (n - 1), and 0 where there is none: RLOO (Ahmadian et al. 2024, 2402.14740, eq. 7).
+    """
+    each = torch.arange(len(scores) + 1, device=scores.device)
+    found, stats = process_advantage(
+        scores, each, groups, whiten=whiten, n_groups=n_groups, process_group=ranks.group()
+    )
+    if not whiten:
+        count, mean, _ = stats[groups].unbind(1)
+        found = ((scores - mean) * count / (count - 1).clamp(min=1)).float()
+    return torch.where(scores.isnan(), scores, found), stats
+
+
+def _std(stats: torch.Tensor) -> torch.Tensor:
+    """Of each group, [n_groups]; 0 where it is empty."""
+    count, _, squares = stats.unbind(1)
+    return (squares / count.clamp(min=1)).sqrt()
 
 
 def live(

@@ -76,6 +76,8 @@ class Learner:
         _agree(config, temperature, total_steps)
         self._policy = Policy(self.base, self.router, self.weights, config, temperature)
         self._engine, self.optimizer = start_engine(self._policy, self.weights, config)
+        if config.start:
+            self._start_from(Path(config.start))
 
     @property
     def adapters(self) -> dict[str, Adapter]:
@@ -154,11 +156,19 @@ class Learner:
             raise
         return msgspec.structs.replace(report, seconds=clock.parts())
 
+    def _start_from(self, folder: Path) -> None:
+        known = [role for role in self.config.roles if (folder / role).is_dir()]
+        if not known:
+            raise AdapterError(f"learn.start: {folder} holds no adapter of {', '.join(self.config.roles)}")
+        for role in known:
+            self.adopt(role, folder / role)
+
     def _step(self, samples: Sequence[Sample], coefficients: Coefficients | None, clock: Clock) -> LearnReport:
         chosen = self._accept(samples)
         tokens = ranks.total([sum(action_tokens(s) for s in chosen if s.role == role) for role in self.config.roles])
         if sum(tokens) == 0:
             raise LearnError("nothing can be learned from: there is no sample, or all are cut off or unscored")
+        chosen = self._as_if_sampled(chosen)
         finite = FiniteCheck(chosen, self.steps, self.faults)
         prepared = prepare(chosen, self.config, self._policy)
         with clock.measure("passes"):
@@ -206,6 +216,19 @@ class Learner:
             fault, chosen = error, []
         ranks.raise_together(fault)
         return chosen
+
+    def _as_if_sampled(self, chosen: list[Sample]) -> list[Sample]:
+        """Supervised samples with the learner's own log-probs in the place of a sampler's: the ratio of every objective
+        is 1 at first, so that its gradient is that of the weighted log-likelihood (collective)."""
+        supervised = [sample for sample in chosen if sample.supervised]
+        if ranks.total([len(supervised)]) == [0]:
+            return chosen
+        asked = [msgspec.structs.replace(s, supervised=False, logprobs=(0.0,) * action_tokens(s)) for s in supervised]
+        own = iter(self.logprobs(asked))
+        return [
+            msgspec.structs.replace(sample, logprobs=tuple(next(own).tolist())) if sample.supervised else sample
+            for sample in chosen
+        ]
 
     @torch.no_grad()
     def _before(

@@ -109,4 +109,4 @@ def barrier() -> None:
 
 def exchange_device() -> torch.device:
     """NCCL exchanges what lies on the GPU; gloo, which an embedding program may have chosen, what lies on the CPU."""
-    return device() if dist.get_backend() == "nccl" else torch.device("cpu")
+    return torch.device("cpu") if dist.is_initialized() and dist.get_backend() != "nccl" else device()

@@ -39,6 +39,8 @@ def _fault(sample: Sample, roles: Sequence[str], vocabulary: int) -> str | None:
     if any(start == end for start, end in sample.spans):
         return "a span of it is empty"
     tokens = action_tokens(sample)
+    if sample.supervised:
+        return _supervised_fault(sample)
     if len(sample.logprobs) != tokens:
         return f"{len(sample.logprobs)} behaviour log-probs for {tokens} action tokens"
     if not all(math.isfinite(value) for value in sample.logprobs):
@@ -49,4 +51,13 @@ def _fault(sample: Sample, roles: Sequence[str], vocabulary: int) -> str | None:
         return f"{len(given)} {name} for {len(sample.spans)} spans"
     if any(math.isinf(value) for value in given):
         return "a reward or advantage of it is infinite; a missing one is NaN"
+    return None
+
+
+def _supervised_fault(sample: Sample) -> str | None:
+    if sample.logprobs or sample.rewards:
+        return "it is supervised, so it has no behaviour log-probs and no rewards"
+    weights = sample.advantages or ()
+    if len(weights) != len(sample.spans) or not all(math.isfinite(weight) for weight in weights):
+        return f"it is supervised and gives {len(weights)} finite weights for {len(sample.spans)} spans"
     return None

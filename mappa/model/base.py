@@ -59,6 +59,12 @@ class Base:
         ended = bool(context) and context[-1] in self.end_ids and new[:1] == context[-1:]
         return context + (new[1:] if ended else new)
 
+    def output_ids(self, prompt: tuple[int, ...], text: str, ended: bool) -> tuple[int, ...]:
+        """Token ids of `text` as the assistant's turn behind `prompt`, which it ends itself where `ended`. For texts
+        that no model sampled: what was sampled is never tokenised again."""
+        ids = tuple(self.tokenizer(text.removeprefix(self.opening(prompt)), add_special_tokens=False)["input_ids"])
+        return (*ids, min(self.end_ids)) if ended else ids
+
     def text(self, ids: tuple[int, ...]) -> str:
         """What was written, without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))

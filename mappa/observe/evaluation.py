@@ -54,7 +54,7 @@ def evaluation_table(before: EvaluationResult, after: EvaluationResult | None = 
     table.add_column("success")
     for heading in ("base",) if after is None else ("base", "trained", "change"):
         table.add_column(heading, justify="right")
-    for name, *cells in _rows(before, after):
+    for name, *cells in evaluation_rows(before, after):
         table.add_row(name, *cells, style="bold" if name == "pipeline" else "")
     return table
 
@@ -67,7 +67,8 @@ def evaluation_text(before: EvaluationResult, after: EvaluationResult | None = N
     return captured.get()
 
 
-def _rows(before: EvaluationResult, after: EvaluationResult | None) -> Iterator[list[str]]:
+def evaluation_rows(before: EvaluationResult, after: EvaluationResult | None) -> Iterator[list[str]]:
+    """The table's rows as text: a label, then a cell per result and, of two, the change."""
     results = [before] if after is None else [before, after]
     yield ["pipeline", *_shares([(result.success, *result.ci) for result in results])]
     for role in before.roles:

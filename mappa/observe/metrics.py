@@ -127,6 +127,11 @@ class StepMetrics(Struct, frozen=True, kw_only=True):
     """Tokens that would have, had every sample been computed on its own."""
     seconds: Seconds = field(default_factory=Seconds)
     rollout: RolloutMetrics | None = None
+    coach: dict[str, float] = field(default_factory=dict)
+    """What was seen of the coach: `modeler/regression/mean` (spread, missing, correlation; in points), `modeler/gap
+    classification over regression`, `drift`, `repeat spread`; `rewrites`, the corrected actions that were learned."""
+    alarms: list[str] = field(default_factory=list)
+    """What is wrong with the coach."""
     learning: dict[str, float] = field(default_factory=dict)
     """What the learner's seconds went to on rank 0: attention, linear layers, lm_head, optimizer, other."""
     peak_memory_gb: float = 0.0

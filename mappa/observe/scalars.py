@@ -65,5 +65,8 @@ def scalars_of(metrics: StepMetrics) -> Iterator[tuple[str, float]]:
     yield "step/tokens_per_second", metrics.tokens_per_second
     for name in metrics.seconds.__struct_fields__:
         yield f"seconds/{name}", getattr(metrics.seconds, name)
+    for name, value in metrics.coach.items():
+        yield f"coach/{name}", value
+    yield "coach/alarms", float(len(metrics.alarms))
     for name, spent in metrics.learning.items():
         yield f"learning/{name}", spent

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
+from mappa.coach.watch import Review
 from mappa.learn.report import LearnReport, RoleReport
 from mappa.observe.metrics import RoleMetrics, RolloutMetrics, Seconds, StepMetrics
 from mappa.types import Action, Episode
@@ -16,6 +17,7 @@ def step_metrics(
     seconds: Seconds,
     tokens_generated: int,
     rollout: RolloutMetrics | None = None,
+    review: Review | None = None,
 ) -> StepMetrics:
     """What a step came to. Lost episodes are counted and left out of every mean."""
     kept = [episode for episode in episodes if episode.error is None]
@@ -34,6 +36,8 @@ def step_metrics(
         tokens_unshared=report.tokens_unshared,
         seconds=seconds,
         rollout=rollout,
+        coach={**review.metrics, "rewrites": len(review.rewrites)} if review is not None else {},
+        alarms=[alarm.text for alarm in review.alarms] if review is not None else [],
         learning=report.seconds,
         peak_memory_gb=report.peak_memory_gb,
     )

@@ -11,7 +11,7 @@ Priority = tuple[float, ...]
 
 
 class Draining(Exception):
-    """No further generation is begun: the run is about to stop."""
+    """Nothing more is begun: the run is about to stop."""
 
 
 class Budget:

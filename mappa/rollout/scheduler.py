@@ -139,7 +139,11 @@ class Scheduler:
         stage = EpisodeStage(episode, task, self.services, rules, began, recalled)
         try:
             async with limit:
-                await play(self._system, stage)
+                try:
+                    await play(self._system, stage)
+                except (Draining, MappaError):
+                    await stage.scored()  # what the coach is reading is paid for
+                    raise
                 await stage.verdicts()
         except TimeoutError:
             if not limit.expired():

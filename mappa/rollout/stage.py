@@ -13,10 +13,10 @@ from typing import Protocol
 from msgspec import Struct
 from msgspec.structs import replace
 
-from mappa.coach import ActionContext, Coach
-from mappa.errors import TeamError
+from mappa.coach import ActionContext, Coach, Standing
+from mappa.errors import CoachError, TeamError
 from mappa.journal import Entry, Journal, Observation
-from mappa.rollout.budget import Budget, WorkLeft
+from mappa.rollout.budget import Budget, Draining, WorkLeft
 from mappa.rollout.place import OpenWorkspace, Place
 from mappa.rollout.published import Published
 from mappa.rollout.recall import Recall
@@ -55,6 +55,8 @@ class Services(Struct, frozen=True, kw_only=True):
     longest_first: bool
     outside: Mapping[str, OutsideModel] = {}
     """Models that play roles from outside, by name."""
+    standing: Callable[[int, str, str], Standing | None] = lambda step, role, kind: None
+    """What the coach is shown of its own past, by step, role and kind of task."""
 
 
 class Rules(Struct, frozen=True, kw_only=True):
@@ -150,6 +152,8 @@ class EpisodeStage:
         self._files = observation.files
         if action.verdict is None and self._rules.score:
             context = context_of(self.task, role, ordinal, self._actions, observation, asked.messages)
+            standing = self._services.standing(self._episode.step, role.name, self.task.kind)
+            context = replace(context, standing=standing) if standing is not None else context
             self._scoring.append(asyncio.create_task(self._score(ordinal, context)))
         return action
 
@@ -166,7 +170,15 @@ class EpisodeStage:
     async def verdicts(self) -> None:
         """The system is done: return when every action has its verdict. Raises JournalError if the journal has more."""
         self._recall.end()
-        await asyncio.gather(*self._scoring)
+        await self.scored()
+
+    async def scored(self) -> None:
+        """Return when the coach is done with every action so far. Raises what kept one from getting its verdict, once
+        all have ended: a reply that is under way is paid for.
+        """
+        for found in await asyncio.gather(*self._scoring, return_exceptions=True):
+            if isinstance(found, BaseException):
+                raise found
 
     async def close(self) -> None:
         """Leave nothing running and no workspace behind."""
@@ -253,8 +265,17 @@ class EpisodeStage:
         return Observation(code=found, execution=execution, evidence=evidence, files=dict(workspace.files()))
 
     async def _score(self, ordinal: int, context: ActionContext) -> None:
+        """Raises Draining where the coach has stopped: the action is scored when the run goes on."""
+        coach = self._services.coach
         with self._span("coach", context.role, context.action.turn):
-            verdict = await self._services.coach.score(context)
+            try:
+                verdict = await coach.score(context)
+            except CoachError as error:
+                if coach.stopped is not None:
+                    raise Draining from error
+                raise
+        if verdict.score is None and coach.stopped is not None:
+            raise Draining
         self._services.journal.add_verdict(self._episode.id, ordinal, verdict)
         self._actions[ordinal] = replace(self._actions[ordinal], verdict=verdict)
 

@@ -11,7 +11,8 @@ from types import TracebackType
 from msgspec import Struct
 from msgspec.structs import replace
 
-from mappa.coach import load_coach
+from mappa.coach import Standing, load_coach, writer_of
+from mappa.coach.watch import Review
 from mappa.config import Config
 from mappa.errors import ConfigError
 from mappa.journal import Journal, Span, read_episodes
@@ -20,6 +21,8 @@ from mappa.model.lora import Adapter, RoleLinear, Router
 from mappa.rollout.budget import Budget, WorkLeft
 from mappa.rollout.published import Published
 from mappa.rollout.purchases import JournalStore
+from mappa.rollout.review import Reviews
+from mappa.rollout.rewrite import Rewriter
 from mappa.rollout.scheduler import Batch, Count, Job, Scheduler
 from mappa.rollout.stage import Rules, Services
 from mappa.rollout.thread import LoopThread
@@ -28,7 +31,7 @@ from mappa.sampler.choice import open_sampler
 from mappa.sampler.outside import OutsideModel
 from mappa.sandbox import Sandbox
 from mappa.systems import System, chat
-from mappa.types import Episode
+from mappa.types import Episode, Task
 
 
 class Measured(Struct, frozen=True):
@@ -73,6 +76,7 @@ class Team:
         self._thread = LoopThread()
         self._stack = AsyncExitStack()
         self._outside: dict[str, OutsideModel] = {}
+        self._reviews: Reviews | None = None
 
     def __enter__(self) -> Team:
         try:
@@ -138,6 +142,15 @@ class Team:
         """Why the coach scores no more (see `Coach.stopped`), or None."""
         return self._coach.stopped
 
+    def watch(self, tasks: Sequence[Task], step: int) -> None:
+        """Watch the coach from after `step` on; the training `tasks` are what it is shown."""
+        self._thread.run(self._resume(tasks, step))
+
+    def review(self, step: int, episodes: Sequence[Episode]) -> Review:
+        """One step's episodes as they are learned from, and what was seen of the coach. Raises CoachError."""
+        assert self._reviews is not None, "watch comes first"
+        return self._thread.run(self._reviews.review(step, [episode.id for episode in episodes]))
+
     def measure(self) -> Measured:
         """What happened since the last call."""
         return self._thread.run(self._measure())
@@ -167,7 +180,25 @@ class Team:
             work=WorkLeft(len(self._system.roles)),
             longest_first=settings.order == "longest-first",
             outside=outside,
+            standing=self._standing,
         )
+
+    async def _resume(self, tasks: Sequence[Task], step: int) -> None:
+        config, writer, rewriter = self._config, writer_of(self._coach), None
+        if config.coach.rewrite_below and writer is not None:
+            rewriter = Rewriter(
+                writer=writer,
+                below=config.coach.rewrite_below,
+                output_ids=self._base.output_ids,
+                longest=min(config.sampler.max_context, config.learn.tokens_per_micro_batch),
+                open_workspace=self._sandbox.workspace,
+            )
+        self._reviews = Reviews(config, self._coach, self._journal, self._system.roles, tasks, rewriter)
+        self._stack.push_async_callback(self._reviews.close)
+        await self._reviews.resume(step)
+
+    def _standing(self, step: int, role: str, kind: str) -> Standing | None:
+        return self._reviews.standing(step, role, kind) if self._reviews is not None else None
 
     async def _finish(self, key: str) -> list[Episode] | None:
         return await self._scheduler.finish(key)

@@ -33,13 +33,21 @@ _LONG = 64  # tokens; a step pads every row's queries to the longest, so longer 
 
 
 class Request:
-    """One continuation being written."""
+    """One continuation being written. `ends` are the tokens that end it, where they are not the base's own."""
 
-    def __init__(self, id: str, prompt: tuple[int, ...], adapter: str, params: SamplingParams) -> None:
+    def __init__(
+        self,
+        id: str,
+        prompt: tuple[int, ...],
+        adapter: str,
+        params: SamplingParams,
+        ends: frozenset[int] | None = None,
+    ) -> None:
         self.id = id
         self.prompt = prompt
         self.adapter = adapter
         self.params = params
+        self.ends = ends
         self.ids: list[int] = []
         self.logprobs: list[float] = []
         self.finish: FinishReason | None = None
@@ -273,7 +281,8 @@ class Engine:
             found = [next(sampled) for _ in range(len(guess) + 1)]
             right = 0
             for (token, logprob), guessed in zip(found, [*guess, None], strict=True):
-                row.take(token, logprob, self._piece(token), token in self.base.end_ids)
+                ends = self.base.end_ids if row.ends is None else row.ends
+                row.take(token, logprob, self._piece(token), token in ends)
                 self.tokens += 1
                 if row.finish is not None or token != guessed:
                     break

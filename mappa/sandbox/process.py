@@ -24,6 +24,7 @@ PATIENCE = 10.0
 """Seconds, over what was asked for, that a server may take to answer before it counts as hanging."""
 
 _START_SECONDS = 120.0
+_STARTS = 3
 _STOP_SECONDS = 5.0
 _MIB = 1 << 20
 
@@ -84,22 +85,31 @@ class ServerProcess:
 
     @classmethod
     async def start(cls, config: SandboxConfig, mode: str, patience: float = PATIENCE) -> ServerProcess:
-        """Start a server and wait until it has preloaded. Raises ServerRefused, or SandboxError where it dies."""
-        server = cls(*await asyncio.to_thread(_spawn, mode, config.cgroup), patience)
-        server._channel.send({"limits": limits_of(config), "preload": list(config.preload)})
-        try:
-            await server._become_ready()
-        except BaseException:
-            await server.stop()
-            raise
-        return server
+        """Start a server and wait until it has preloaded. Raises ServerRefused, or SandboxError where it dies.
+
+        One that ends without a word was most likely killed, and is started again, twice at most.
+        """
+        for _ in range(_STARTS):
+            server = cls(*await asyncio.to_thread(_spawn, mode, config.cgroup), patience)
+            server._channel.send({"limits": limits_of(config), "preload": list(config.preload)})
+            try:
+                await server._become_ready()
+            except ServerLost:
+                words = server._last_words()
+                await server.stop()
+                if words:
+                    break
+            except BaseException:
+                await server.stop()
+                raise
+            else:
+                return server
+        raise SandboxError(f"the sandbox's server died while it started: {words or 'it was killed'}")
 
     async def _become_ready(self) -> None:
         try:
             async with asyncio.timeout(_START_SECONDS):
                 told = await self._ready
-        except ServerLost:
-            raise SandboxError(f"the sandbox's server died while it started: {self._last_words()}") from None
         except TimeoutError:
             raise SandboxError(f"the sandbox's server was not ready after {_START_SECONDS:.0f} s") from None
         if told["op"] == "failed":

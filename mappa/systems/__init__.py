@@ -3,7 +3,7 @@ system sees it: roles act on it, their code is run, and every action is scored a
 docs/systems.md has an example of every shape.
 """
 
-from mappa.systems.loading import adapters_of, frozen_adapters, load_system
+from mappa.systems.loading import adapters_of, frozen_adapters, load_system, team_of
 from mappa.systems.stage import CodeOf, FunctionSystem, Stage, System, system
 from mappa.systems.text import chat, python_block, python_program, shortened, spoken, tagged, without_thinking
 from mappa.types import Action, Message, Role
@@ -26,5 +26,6 @@ __all__ = [
     "spoken",
     "system",
     "tagged",
+    "team_of",
     "without_thinking",
 ]

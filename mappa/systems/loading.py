@@ -9,9 +9,17 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from mappa.config import Config
 from mappa.errors import TeamError
+from mappa.systems.shared import SharedAdapter
 from mappa.systems.stage import System
 from mappa.types import Role
+
+
+def team_of(config: Config) -> System:
+    """The run's system, with adapters as its config has them. Raises TeamError."""
+    found = load_system(config.system)
+    return SharedAdapter(found) if config.adapters == "shared" else found
 
 
 def load_system(name: str) -> System:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import logging
 import os
 import socket
@@ -239,6 +240,32 @@ def test_a_server_that_does_not_speak_http() -> None:
 
     with pytest.raises(CoachError, match="no request of 2 succeeded"):
         asyncio.run(work())
+
+
+def test_a_compressed_answer_is_read() -> None:
+    """Nobody asked for one; some proxies send it all the same."""
+
+    async def work() -> Result:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            body = gzip.compress(b'{"choices": [{"message": {"content": "fine"}}]}')
+            head = f"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: {len(body)}\r\n\r\n"
+            writer.write(head.encode() + body)
+            await writer.drain()
+            writer.close()
+
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        config = ChatConfig(url=f"http://127.0.0.1:{port}/v1", model="m")
+        client = ChatClient(config, budget=Budget(), store=MemoryStore())
+        try:
+            return await client.complete(request(), asyncio.get_running_loop().time() + 10)
+        finally:
+            await client.close()
+            server.close()
+
+    found = asyncio.run(work())
+    assert isinstance(found, Purchase) and found.text == "fine"
 
 
 def test_a_request_that_is_refused_for_itself(server: Server) -> None:

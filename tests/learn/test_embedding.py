@@ -7,7 +7,9 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from msgspec.structs import replace
 
@@ -128,6 +130,35 @@ def test_the_loss_of_the_page_is_the_default_one_where_nothing_is_clipped(tiny_m
 
 def test_trl_with_our_kernel_says_what_trl_says(tiny_model: Path, tmp_path: Path) -> None:
     run(tmp_path, programs()[2] + AGAINST_TRL, tiny_model)
+
+
+def test_the_actor_and_the_loss_of_an_openrlhf_loop(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It trains; log-probs, loss and gradient are those of plain logits."""
+    monkeypatch.setattr(sys, "argv", ["program.py", str(tiny_model)])
+    page: dict[str, Any] = {}
+    exec(programs()[3], page)
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    actor, sequences, mask = page["actor"], page["sequences"], page["action_mask"]
+    found = []
+    for ours in (True, False):
+        actor.zero_grad()
+        if ours:
+            log_probs = actor(sequences, page["attention_mask"], mask)
+            loss, _ = page["PolicyLoss"]()(log_probs, page["old_log_probs"], page["advantages"], mask)
+        else:
+            logits = actor.model(sequences, attention_mask=page["attention_mask"]).logits[:, :-1]
+            log_probs = logits.log_softmax(-1).gather(-1, sequences[:, 1:, None])[..., 0] * mask
+            ratio = (log_probs - page["old_log_probs"]).exp()
+            surrogate = torch.min(ratio * page["advantages"], ratio.clamp(0.8, 1.2) * page["advantages"])
+            loss = -(surrogate * mask).sum() / mask.sum()
+        loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in actor.parameters() if p.grad is not None])
+        found.append((log_probs.detach(), loss.detach(), gradient))
+    for mine, plain in zip(*found, strict=True):
+        torch.testing.assert_close(mine, plain, atol=1e-4, rtol=1e-4)
+    assert float(found[1][2].norm()) > 1e-3
 
 
 def test_a_guest_in_another_programs_process_group(tiny_model: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from mappa.config import LearnConfig, RoleLearnConfig
 from mappa.errors import AdapterError, LearnError, NonFiniteError
 from mappa.learn import Learner, LossBatch, Sample
+from mappa.learn.batch import advantages_of
 from mappa.sampler.local import LocalSampler
 from mappa.types import SamplingParams
 from tests.learn.helpers import ROLES, Reference, make_samples, relative_error
@@ -145,6 +146,33 @@ def test_bad_samples_are_refused_by_name_and_nothing_moves(tiny_model: Path, bad
     assert torch.equal(before, after) and learner.steps == 0
 
 
+def supervised(sample: Sample, weight: float) -> Sample:
+    return replace(sample, logprobs=(), rewards=(), advantages=(weight,), supervised=True)
+
+
+@pytest.mark.parametrize("loss", ["ppo", "cispo", "gspo"])
+def test_what_nobody_sampled_is_learned_by_its_likelihood(tiny_model: Path, loss: str) -> None:
+    """The gradient is that of the weighted log-likelihood, whatever the objective of the rest."""
+    samples = [supervised(sample, 0.5) for sample in make_samples(0)]
+    learner, plain = (Learner(settings(tiny_model, loss=loss, beta=0.0)) for _ in range(2))
+    learner.step(samples)
+    plain.step(make_samples(0), coefficients=lambda logprob, batch: torch.full_like(logprob, -0.5))
+    assert relative_error(learner.adapters, plain.adapters) < 1e-5
+
+
+def test_it_leaves_the_advantages_of_the_sampled_as_they_are(tiny_model: Path) -> None:
+    config, samples = settings(tiny_model), make_samples(0)
+    kl = [torch.rand(len(sample.logprobs)) for sample in samples]
+    more = [*samples[:5], supervised(samples[3], 0.1), *samples[5:]]
+    found = advantages_of(more, [*kl[:5], kl[3], *kl[5:]], config)
+    assert found.pop(5).unique().tolist() == pytest.approx([0.1])
+    assert all(map(torch.equal, found, advantages_of(samples, kl, config)))
+    learner = Learner(config)
+    before = learner.logprobs(samples[3:4])[0].sum()
+    learner.step([*samples[:3], *[supervised(samples[3], 1.0)] * 8])
+    assert learner.logprobs(samples[3:4])[0].sum() > before
+
+
 def test_a_step_with_nothing_to_learn_from_is_refused(tiny_model: Path) -> None:
     learner = Learner(settings(tiny_model))
     for samples in ([replace(GOOD, truncated=True)], [replace(GOOD, rewards=(math.nan,))], []):
@@ -182,7 +210,10 @@ def test_a_foreign_loss_of_another_length_is_refused(tiny_model: Path) -> None:
         Learner(settings(tiny_model)).step(make_samples(0), coefficients=lambda logprob, batch: logprob[1:])
 
 
-@pytest.mark.parametrize("changes", [{"loss": "cispo"}, {"loss": "gspo"}, {"loss": "reinforce"}, {"tis_cap": 2.0}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"loss": "cispo"}, {"loss": "gspo"}, {"loss": "reinforce"}, {"tis_cap": 2.0}, {"advantage": "rloo"}],
+)
 def test_other_objectives_move_every_role(tiny_model: Path, changes: dict[str, object]) -> None:
     learner = Learner(settings(tiny_model, **changes))
     before = {role: weights_of(learner, role) for role in ROLES}

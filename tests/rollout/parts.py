@@ -11,7 +11,7 @@ from typing import Any
 from bench.parts import virtual
 from bench.parts.rollout_simulation import Text, make_jobs
 from mappa.coach import ActionContext
-from mappa.errors import SamplerError
+from mappa.errors import CoachError, SamplerError
 from mappa.journal import Journal
 from mappa.rollout.budget import Budget, WorkLeft
 from mappa.rollout.published import Published
@@ -56,6 +56,7 @@ class World:
         self.most = 0
         """Requests at the same time."""
         self.broken: set[str] = set()
+        self.stopped: str | None = None
         self._at_once = 0
         self._seconds = generate, tool, coach
 
@@ -87,6 +88,8 @@ class World:
 
     async def score(self, context: ActionContext) -> Verdict:
         await asyncio.sleep(self._seconds[2](context.task.id))
+        if self.stopped is not None:
+            raise CoachError(self.stopped)
         self.scored[f"{context.task.id}/{context.role.name}/{context.action.turn}"] += 1
         return Verdict(score=float(context.action.output_ids[0] % 11), reason="", coach=self.name)
 

@@ -169,6 +169,26 @@ def test_a_drained_batch_begins_nothing_more_and_goes_on_later(tmp_path: Path) -
     assert world.generated == dict.fromkeys(requests(1, 6), 1) == world.scored
 
 
+def test_what_a_stopped_coach_left_unscored_is_scored_when_the_run_goes_on(tmp_path: Path) -> None:
+    """Nothing is lost, and nothing is generated or run a second time."""
+
+    async def story(journal: Journal) -> None:
+        world = World()
+        loop = scheduler(services(world, journal))
+        loop.begin(batch(journal, tmp_path, 3))
+        await asyncio.sleep(12)  # the first turns are scored
+        world.stopped = "its budget is spent"
+        assert await loop.finish("1") is None
+        scored = dict(world.scored)
+        world.stopped = None
+        episodes = await _run(world, journal, tmp_path, 3)
+        assert episodes is not None and all(a.verdict is not None for e in episodes for a in e.actions)
+        assert 0 < len(scored) < 12 and set(world.scored.values()) == set(world.generated.values()) == {1}
+
+    play(tmp_path, story)
+    assert [episode.error for episode in read_episodes(tmp_path / "journal.sqlite")] == [None] * 3
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_stopped_anywhere_and_run_again_nothing_is_bought_twice(tmp_path: Path, seed: int) -> None:
     """The loop is torn down at random moments. What was journaled is not asked for again; code is run again only for

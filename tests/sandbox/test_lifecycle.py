@@ -248,6 +248,24 @@ def test_a_fresh_server_takes_over_after_so_many_executions() -> None:
     asyncio.run(main())
 
 
+def test_a_server_killed_while_it_starts_is_started_again() -> None:
+    async def kill_the_first() -> int:
+        while True:
+            for pid in _servers(os.getpid()):
+                os.kill(pid, signal.SIGKILL)
+                return pid
+            await asyncio.sleep(0.01)
+
+    async def main() -> None:
+        killing = asyncio.create_task(kill_the_first())
+        async with Sandbox.open(SandboxConfig(preload=("pandas",), tier="fork-server")) as sandbox:
+            workspace = await sandbox.workspace()
+            assert (await workspace.run("print(1)")).outcome == "ok"
+            assert await killing not in _servers(os.getpid())
+
+    asyncio.run(main())
+
+
 def test_an_impossible_preload_is_told() -> None:
     async def main() -> None:
         async with Sandbox.open(SandboxConfig(preload=("numpy", "no_such_module"))):

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from mappa.config import OutsideConfig
-from mappa.errors import SamplerError
+from mappa.config import OutsideConfig, config_from
+from mappa.errors import SamplerError, TeamError
 from mappa.rollout.samples import samples_of
+from mappa.run import learn_settings
 from mappa.sampler.outside import OutsideModel
-from mappa.systems import System, adapters_of, frozen_adapters, load_system
+from mappa.systems import System, adapters_of, frozen_adapters, load_system, team_of
 from mappa.types import Message, SamplingParams, Task
 
 from ..stages import ScriptedSampler, Theatre, transcript
@@ -110,10 +111,26 @@ def test_roles_that_share_one_adapter(theatre: Theatre, tmp_path: Path) -> None:
     assert [(sample.role, sample.group) for sample in samples] == [("thinker", "solver"), ("thinker", "checker")]
 
 
-def test_a_role_that_is_frozen(theatre: Theatre, tmp_path: Path) -> None:
-    from mappa.config import config_from
-    from mappa.run import learn_settings
+def test_any_team_can_share_one_adapter(theatre: Theatre, tmp_path: Path) -> None:
+    example("Roles in parallel", tmp_path)
+    config = config_from({"name": "x", "system": f"{tmp_path / 'team_of_mine.py'}:team", "adapters": "shared"})
+    team = team_of(config)
+    assert adapters_of(team) == ("team",) == learn_settings(config).roles
+    episode = theatre.play(team, TASK, {"one": ["4"], "two": ["5"], "chair": ["\\boxed{5}"]})
+    assert episode.outcome is not None and episode.outcome.success
+    assert {action.adapter for action in episode.actions} == {"team@0"}
+    groups = [(sample.role, sample.group) for sample in samples_of([episode], group_by="role")]
+    assert sorted(groups) == [("team", "chair"), ("team", "one"), ("team", "two")]
 
+
+def test_a_frozen_role_shares_nothing(tmp_path: Path) -> None:
+    example("A role that is frozen", tmp_path)
+    config = config_from({"name": "x", "system": f"{tmp_path / 'team_of_mine.py'}:team", "adapters": "shared"})
+    with pytest.raises(TeamError, match="'referee' is frozen, so it cannot share"):
+        team_of(config)
+
+
+def test_a_role_that_is_frozen(theatre: Theatre, tmp_path: Path) -> None:
     team = example("A role that is frozen", tmp_path)
     assert frozen_adapters(team) == {"referee"}
     episode = theatre.play(team, TASK, {"learner": ["4"], "referee": ["\\boxed{5}"]})

@@ -1,0 +1,141 @@
+"""docs/results.md and its picture, out of what bench/arms.py measured."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from bench.parts.arms_numbers import curve
+from bench.parts.arms_runs import Done
+from mappa.observe.summary import replace_file
+
+WORDS = {
+    "process": "a score for every action (rubric coach)",
+    "credit": "the same, credit reassigned in retrospect",
+    "outcome": "whether the episode succeeded, for all its actions",
+    "team": "the mean score of the episode, for all its actions",
+    "shuffled": "another action's score (control)",
+    "shared": "a score for every action, one adapter for all roles",
+}
+_COLOURS = {
+    "process": "#0072B2", "credit": "#009E73", "outcome": "#D55E00", "team": "#CC79A7", "shuffled": "#888888",
+    "shared": "#E69F00",
+}  # fmt: skip
+
+HEAD = """# Results
+
+Written by `make results` out of finished runs; every number is in [results.json](../bench/results/results.json).
+
+SmolLM2-135M-Instruct, {cores} CPU cores ({cpu}), the quickstart's three roles writing and running real code on real
+tables. All arms have the same tasks, rollouts and updates, and differ in what an action is rewarded with. Success is
+what the task's own grader calls so, on 10 tables that training never saw: a valid submission better than the trivial
+one, every role working on what the ones before it left. Intervals are 95 %, over tasks, the seeds' episodes of a task
+together.
+
+"""
+PAPER = """
+## The paper's table, and what it takes
+
+Full weights per agent, Qwen3-4B or R1-Distill-Qwen-1.5B, as published (arXiv 2601.23228); not measured here.
+
+| | before | after |
+|---|---|---|
+| DSBench, success (6 held-out tasks x 4) | 50.0 % | 66.7 % |
+| DSBench, accuracy / F1 / RMSE of range, fair | 0.583 / 0.126 / 24.9 % | 0.719 / 0.174 / 14.6 % |
+| AIME, R1-Distill-1.5B / Qwen3-4B | 24.2 / 49.2 | 29.2 / 66.7 |
+| AMC, the same | 60.9 / 78.1 | 78.1 / 85.9 |
+
+Configs for these runs on GPUs have not been run: [dsbench-qwen3-4b-8gpu](../configs/dsbench-qwen3-4b-8gpu.toml),
+[mathchat-qwen3-4b-8gpu](../configs/mathchat-qwen3-4b-8gpu.toml),
+[mathchat-r1-distill-1.5b-2gpu](../configs/mathchat-r1-distill-1.5b-2gpu.toml). What each needs in memory, tokens and
+dollars: `python -m mappa.train CONFIG --dry-run --ranks 8`.
+"""
+
+
+def write_page(path: Path, result: dict[str, Any], arms: dict[str, list[Done]]) -> None:
+    """The page at `path`, and a .png of the curves beside it where any run is done."""
+    parts = [HEAD.format(**result["env"])]
+    if result["arms"]:
+        replace_file(path.with_suffix(".png"), _picture(arms))
+        parts += [*_table(result["arms"], result["halfway"]), f"\n![Held-out success over rollouts]({path.stem}.png)\n"]
+        if result["rows"]:
+            parts += ["\n## Against the goals\n\n", *_goals(result["rows"])]
+    else:
+        parts.append("No run is done yet.\n")
+    if result["forgetting"]:
+        parts += ["\n## A second system on the same base\n\n", *_forgetting(result["forgetting"])]
+    replace_file(path, "".join([*parts, PAPER]).encode())
+
+
+def _table(arms: dict[str, Any], halfway: float | None) -> Iterator[str]:
+    never = "never" if halfway is not None else "-"
+    yield "| an action is rewarded with | seeds | held-out success, base | trained | gain, paired "
+    yield "| rollouts to halfway | training, min | CPU min |\n|---|---|---|---|---|---|---|---|\n"
+    for name, arm in arms.items():
+        first, last, gain = arm["curve"][0]["success"], arm["curve"][-1]["success"], arm["gain"]
+        low, high = gain["interval"]
+        cells = [
+            WORDS[name],
+            str(len(arm["seeds"])),
+            _share(first),
+            _share(last),
+            f"{100 * gain['mean']:+.0f} [{100 * low:+.0f}, {100 * high:+.0f}], p = {gain['p']:.2g}",
+            never if arm["rollouts to halfway"] is None else f"{arm['rollouts to halfway']:.0f}",
+            f"{arm['training minutes']:.0f}",
+            f"{arm['cpu minutes']:.0f}",
+        ]
+        yield f"| {' | '.join(cells)} |\n"
+    where = f", {100 * halfway:.0f} %" if halfway is not None else ""
+    yield f"\nHalfway: between the base and what a score for every action came to{where}. Times are means over the\n"
+    yield "seeds. CPU minutes include the held-out measurements; training minutes are wall time, and other work may\n"
+    yield "have shared the machine.\n"
+
+
+def _goals(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    for row in rows:
+        ours, peer = ("never" if value is None else f"{value:.3g}" for value in (row["ours"], row["peer"]))
+        met = "met" if row["met"] else "not met"
+        yield f"- {row['what']}: {ours} against {peer} ({row['peer_name']}); goal {row['goal']}: {met}. {row['note']}\n"
+
+
+def _forgetting(found: dict[str, Any]) -> Iterator[str]:
+    yield "The first team's held-out success before and after a second system (one more role) was trained from its\n"
+    yield "adapters. With an adapter per role the newcomer gets its own; a single adapter is trained on.\n\n"
+    yield "| adapters | seed | before | after | adapters bitwise the same | newcomer's success, before and after |\n"
+    yield "|---|---|---|---|---|---|\n"
+    for arm, seeds in found.items():
+        for seed, one in seeds.items():
+            kind = "one per role" if arm == "process" else "one for all"
+            same = "yes" if one["bitwise the same"] else "no"
+            newcomer = ", ".join(_share(one["newcomer"][end]) for end in (0, -1))
+            yield f"| {kind} | {seed} | {_share(one['before'])} | {_share(one['after'])} | {same} | {newcomer} |\n"
+
+
+def _picture(arms: dict[str, list[Done]]) -> bytes:
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    panel = figure.subplots()
+    for name, runs in arms.items():
+        if runs:
+            at, shares = zip(*curve(runs), strict=True)
+            mean, low, high = zip(*shares, strict=True)
+            panel.plot(at, mean, "o-", ms=3.5, color=_COLOURS[name], label=f"{name}, {len(runs)} seeds")
+            panel.fill_between(at, low, high, color=_COLOURS[name], alpha=0.10, lw=0)
+    panel.set_xlabel("training episodes")
+    panel.set_ylabel("held-out success")
+    panel.set_ylim(0, 1)
+    panel.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.grid(axis="y", alpha=0.25)
+    panel.legend(frameon=False, fontsize=8)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=130)
+    return picture.getvalue()
+
+
+def _share(found: Sequence[float]) -> str:
+    mean, low, high = found
+    return f"{100 * mean:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"

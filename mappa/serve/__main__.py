@@ -1,0 +1,7 @@
+"""python -m mappa.serve: see program.py."""
+
+import sys
+
+from mappa.serve.program import main
+
+sys.exit(main())

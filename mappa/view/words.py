@@ -1,0 +1,74 @@
+"""From the journal's token ids back to text, with the base's tokenizer: loaded when first asked for."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from mappa.config import cache_home
+from mappa.errors import ModelError
+from mappa.journal import read_action
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+MOST = 4000
+"""Tokens that are shown one by one; the rest comes as one piece."""
+
+
+class Piece(Struct, frozen=True, array_like=True):
+    """Some text and the log-prob of the token that completed it; None where no single token did."""
+
+    text: str
+    logprob: float | None
+
+
+class Tokens(Struct, frozen=True):
+    """What an action saw, as one text, and what it wrote, token by token."""
+
+    prompt: str
+    pieces: list[Piece]
+
+
+def tokens_of(journal: Path, model: str, episode: str, ordinal: int) -> Tokens:
+    """Raises KeyError for an action there is not, ModelError where the base's tokenizer is not at hand."""
+    action = read_action(journal, episode, ordinal)
+    tokenizer = _tokenizer(model)
+    prompt = tokenizer.decode(list(action.prompt_ids), skip_special_tokens=False)
+    return Tokens(prompt, _pieces(tokenizer, action.output_ids, action.logprobs))
+
+
+def _pieces(tokenizer: Tokenizer, ids: tuple[int, ...], logprobs: tuple[float, ...]) -> list[Piece]:
+    """A character may take several tokens: they are one piece."""
+    from tokenizers.decoders import DecodeStream
+
+    stream = DecodeStream(skip_special_tokens=False)
+    found = []
+    for id, logprob in zip(ids[:MOST], logprobs, strict=False):
+        if (text := stream.step(tokenizer, id)) is not None:
+            found.append(Piece(text, logprob))
+    if rest := list(ids[MOST:]):
+        found.append(Piece(tokenizer.decode(rest, skip_special_tokens=False), None))
+    return found
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(model: str) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    for folder in (Path(model), cache_home() / "models" / model):
+        if (path := folder / "tokenizer.json").is_file():
+            return Tokenizer.from_file(str(path))
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(model, "tokenizer.json")
+    except HFValidationError:  # a folder that is gone
+        cached = None
+    if isinstance(cached, str):
+        return Tokenizer.from_file(cached)
+    raise ModelError(f"no tokenizer.json of {model!r} is on this machine; put the base model where the run had it")
