@@ -149,7 +149,7 @@ def test_a_request_moves_when_its_server_dies(rig: Rig, servers: list[FakeSGLang
     async def run() -> None:
         for server in servers:
             server.gate.clear()
-        async with rig.sampler(*servers, start_timeout=1.0) as sampler:
+        async with rig.sampler(*servers, start_timeout=1.0, health_timeout=1.0) as sampler:
             jobs = [ask(sampler, "solver", f"e/{i}", (*PROMPT, i)) for i in range(12)]
             await until(lambda: sum(len(server.seen) for server in servers) == 12)
             assert all(server.seen for server in servers)
@@ -158,7 +158,7 @@ def test_a_request_moves_when_its_server_dies(rig: Rig, servers: list[FakeSGLang
             results = await asyncio.gather(*jobs)
             assert all(result.finish_reason == "length" for result in results)
             assert len(servers[1].seen) == 12
-            assert rig.noticed("was lost")
+            await until(lambda: rig.noticed("was lost"))
             await sampler.health()
 
     asyncio.run(run())
@@ -397,7 +397,7 @@ def test_our_own_servers_are_started_restarted_and_ended(rig: Rig, launched: Lau
     for pid in asyncio.run(run()):
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
-    assert rig.noticed("server 0 was lost: it ended")
+    assert rig.noticed("server 0 was lost")
 
 
 def test_a_server_that_does_not_come_up_says_why(rig: Rig, launched: Launched) -> None:

@@ -111,9 +111,22 @@ class Server:
         await self._end_process()
 
     async def load_adapter(self, published: Published) -> None:
-        """Load an adapter and see that its canary sings. Raises Unreachable, or AdapterError where it does not."""
+        """Load an adapter and see that its canary sings. Raises Unreachable, or AdapterError where it does not.
+
+        While it is up a broken connection is tried once more: servers close idle ones at any moment.
+        """
         try:
-            await self._or_lost(published.load(self.client, CONTROL_SECONDS))
+            await self._load_and_prove(published)
+        except Unreachable:
+            if not self.up:
+                raise
+            present = await self._or_lost(self.client.adapters(CONTROL_SECONDS))
+            await self._load_and_prove(published, loaded=published.served in present)
+
+    async def _load_and_prove(self, published: Published, *, loaded: bool = False) -> None:
+        try:
+            if not loaded:
+                await self._or_lost(published.load(self.client, CONTROL_SECONDS))
         except Refused as error:
             raise AdapterError(f"{self.name} refuses adapter {published.name!r}: {error}") from None
         try:
