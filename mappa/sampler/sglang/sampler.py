@@ -256,14 +256,18 @@ class SGLangSampler:
         return Published(name=name, served=served, folder=folder, body=body, canary_ids=ids, canary=scores)
 
     async def _load(self, server: Server, published: Published) -> AdapterError | None:
-        """What is wrong with the adapter there. A server that is lost meanwhile loads it when it comes up again."""
+        """What is wrong with the adapter there.
+
+        A server that is lost meanwhile, or does not say, is brought up anew: then it loads whatever is published. That
+        it is healthy is not enough, or requests for this adapter would wait for ever.
+        """
         try:
             await server.load_adapter(published)
         except AdapterError as error:
             self._notice(str(error))
             return error
-        except Unreachable as error:
-            server.suspect(str(error))
+        except (Unreachable, Refused) as error:
+            server.distrust(f"it did not load {published.name}: {error}")
         return None
 
     async def _answer(
