@@ -93,4 +93,5 @@ def test_the_page_says_what_is_there_and_what_is_not(tmp_path: Path) -> None:
     page = (tmp_path / "results.md").read_text()
     assert f"| {WORDS['process']} | 2 | 0 % [0, 5] | 100 % [95, 100] |" in page and "| never |" in page
     assert "outcome-only never came to 50 %" in page and "| one per role | 0 | 50 % [40, 60] |" in page
+    assert "| held-out success, % | base | process | outcome |" in page and "| t0 | 0 | 100 | 25 |" in page
     assert (tmp_path / "results.png").stat().st_size > 10_000

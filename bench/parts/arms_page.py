@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -61,7 +63,8 @@ def write_page(path: Path, result: dict[str, Any], arms: dict[str, list[Done]]) 
     parts = [HEAD.format(**result["env"])]
     if result["arms"]:
         replace_file(path.with_suffix(".png"), _picture(arms))
-        parts += [*_table(result["arms"], result["halfway"]), f"\n![Held-out success over rollouts]({path.stem}.png)\n"]
+        parts += [*_table(result["arms"], result["halfway"]), f"\n![Success over rollouts]({path.stem}.png)\n"]
+        parts += ["\n## By task\n\n", *_tasks(arms)]
         if result["rows"]:
             parts += ["\n## Against the goals\n\n", *_goals(result["rows"])]
     else:
@@ -95,6 +98,20 @@ def _table(arms: dict[str, Any], halfway: float | None) -> Iterator[str]:
     yield "have shared the machine.\n"
 
 
+def _tasks(arms: dict[str, list[Done]]) -> Iterator[str]:
+    """One line per held-out task, hardest first: what share of its episodes succeed after training."""
+    shown = {name: runs for name, runs in arms.items() if runs}
+    first = next(iter(shown.values()))
+    columns = {"base": [run.base for run in first]} | {name: [run.trained for run in shown[name]] for name in shown}
+    shares = {
+        task: [fmean(result.tasks[task] for result in results) for results in columns.values()]
+        for task in first[0].base.tasks
+    }
+    yield f"| held-out success, % | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}\n"
+    for task, found in sorted(shares.items(), key=lambda item: (sum(item[1]), item[0])):
+        yield f"| {task} | {' | '.join(f'{100 * share:.0f}' for share in found)} |\n"
+
+
 def _goals(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     for row in rows:
         ours, peer = ("never" if value is None else f"{value:.3g}" for value in (row["ours"], row["peer"]))
@@ -116,24 +133,35 @@ def _forgetting(found: dict[str, Any]) -> Iterator[str]:
 
 
 def _picture(arms: dict[str, list[Done]]) -> bytes:
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    panel = figure.subplots()
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    held_out, training = figure.subplots(1, 2, sharey=True)
     for name, runs in arms.items():
         if runs:
+            colour = _COLOURS[name]
             at, shares = zip(*curve(runs), strict=True)
             mean, low, high = zip(*shares, strict=True)
-            panel.plot(at, mean, "o-", ms=3.5, color=_COLOURS[name], label=f"{name}, {len(runs)} seeds")
-            panel.fill_between(at, low, high, color=_COLOURS[name], alpha=0.10, lw=0)
-    panel.set_xlabel("training episodes")
-    panel.set_ylabel("held-out success")
-    panel.set_ylim(0, 1)
-    panel.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.grid(axis="y", alpha=0.25)
-    panel.legend(frameon=False, fontsize=8)
+            held_out.plot(at, mean, "o-", ms=3.5, color=colour, label=name)
+            held_out.fill_between(at, low, high, color=colour, alpha=0.10, lw=0)
+            training.plot(*zip(*_training(runs), strict=True), "o-", ms=3.5, color=colour)
+    for panel, title in ((held_out, "held-out tasks"), (training, "training episodes of each step")):
+        panel.set_title(title, loc="left", fontsize=10)
+        panel.set_xlabel("training episodes")
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(axis="y", alpha=0.25)
+    held_out.set_ylabel("success")
+    held_out.set_ylim(0, 1)
+    held_out.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
+    figure.legend(loc="outside lower center", ncols=len(arms), frameon=False, fontsize=9)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=130)
     return picture.getvalue()
+
+
+def _training(runs: Sequence[Done]) -> Iterator[tuple[float, float]]:
+    """Rollouts before each step, and the share of its episodes that succeeded, over the seeds."""
+    for step, successes in enumerate(zip(*(run.training for run in runs), strict=True)):
+        known = [success for success in successes if success is not None]
+        yield step * runs[0].curve[-1][0] / len(runs[0].training), fmean(known) if known else math.nan
 
 
 def _share(found: Sequence[float]) -> str:
