@@ -12,7 +12,7 @@ import pytest
 
 from mappa.config import TasksConfig
 from mappa.errors import TaskError
-from mappa.tasks import prepare
+from mappa.tasks import measured_on, prepare
 from mappa.tasks.contamination import contamination, given_away, grams
 from mappa.tasks.published import _metric_of_script
 from mappa.tasks.source import draw, read_source, set_aside
@@ -92,6 +92,13 @@ def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
     assert [(r.task, r.why) for r in tasks.refused] == [("a-1", "is the held-out task b-1")]
     (overlap,) = tasks.overlaps
     assert (overlap.train, overlap.heldout, overlap.how) == ("a-3", "b-2", "13-gram") and 0.5 < overlap.share < 1
+    learned = prepare(TasksConfig(source=f"jsonl:{train}", heldout_tasks=1), tmp_path)
+    later = measured_on(learned, f"jsonl:{heldout}", tmp_path)
+    assert len(later.train) == 2 and len(later.heldout) == 2, "what was learned from stays, and is reported"
+    assert {one.how for one in contamination(read_source(f"jsonl:{train}", tmp_path).train, later.heldout)} == {
+        "exact",
+        "13-gram",
+    }
     assert len(grams(long)) == len(long.split()) - 12 and len(grams("two words")) == 1
 
 
