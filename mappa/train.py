@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     parser.add_argument("--ranks", type=int, default=world, help="with --dry-run: GPUs; default: this launch's")
     parser.add_argument("--gpu-gb", type=float, default=80.0, help="with --dry-run: memory of a GPU, GB")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     overrides = [*options.overrides, *(["sandbox.unsafe=true"] if options.unsafe else [])]
     try:
         config = load_config(options.config, overrides)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mappa.config import OutsideConfig, config_from
+from mappa.coach import check_roles, load_coach
+from mappa.config import CoachConfig, OutsideConfig, config_from
 from mappa.errors import SamplerError, TeamError
 from mappa.rollout.samples import samples_of
 from mappa.run import learn_settings
@@ -45,9 +46,18 @@ def test_every_example_has_a_test_and_is_short() -> None:
         assert len(lines) <= 10, name
 
 
+@pytest.mark.parametrize("heading", EXAMPLES)
+def test_every_example_can_be_trained_as_it_is(heading: str, tmp_path: Path) -> None:
+    path = tmp_path / "team_of_mine.py"
+    path.write_text(EXAMPLES[heading])
+    check_roles(CoachConfig(), load_system(f"{path}:team").roles)
+
+
 def test_a_chain(theatre: Theatre, tmp_path: Path) -> None:
     team = example("A chain", tmp_path)
-    episode = theatre.play(team, TASK, {"writer": ["<think>hm</think>It is 6."], "fixer": ["\\boxed{5}"]})
+    replies = {"writer": ["<think>hm</think>It is 6."], "fixer": ["\\boxed{5}"]}
+    episode = theatre.play(team, TASK, replies, coach=load_coach(CoachConfig()))
+    assert [action.verdict and action.verdict.score for action in episode.actions] == [3.0, 10.0]
     assert episode.error is None and episode.outcome is not None and episode.outcome.success
     assert [role for role, _, _ in transcript(episode)] == ["writer", "fixer"]
     assert "Draft: It is 6." in theatre.sampler.prompts["fixer"][0]
