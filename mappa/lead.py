@@ -204,6 +204,8 @@ class Lead:
         self.loggers.write(metrics)
         self.journal.flush()
         self.progress.step_done(metrics)
+        if not report.tokens_trained:
+            self.progress.note(f"step {report.step}: nothing could be learned from, so the adapters are as they were")
         self._step_done = self.team.timeline.now()
 
     def finish(self, learner: Learner) -> None:

@@ -48,7 +48,7 @@ def train(config: Config, *, fresh: bool = False) -> bool:
             samples = ranks.scatter(shares)
             if samples is None:  # asked to stop: the episodes are in the journal, unfinished ones as far as they got
                 break
-            report = learner.step(samples)
+            report = learner.step_if_any(samples)
             if lead is not None:
                 lead.publish(learner)
                 lead.step_done(report)  # first: a checkpoint vouches for the records of the steps it holds
