@@ -63,7 +63,7 @@ def values_of(by_task: PerTask) -> dict[str, Values]:
 
 def measures(by_task: PerTask) -> dict[str, Share]:
     """All that can be said of these episodes, grouped by task."""
-    return {name: (rate if name == "submission" else mean)(values) for name, values in values_of(by_task).items()}
+    return {name: _share(name, values) for name, values in values_of(by_task).items()}
 
 
 def habits(by_task: PerTask, role: str) -> dict[str, Share]:
@@ -73,7 +73,7 @@ def habits(by_task: PerTask, role: str) -> dict[str, Share]:
 
 def habit_values(by_task: PerTask, role: str) -> dict[str, Values]:
     """The same as values by task, one per action."""
-    found = {}
+    found: dict[str, Values] = {}
     for name, habit in HABITS.items():
         values = [
             [value for e in group for a in e.actions if a.role == role and (value := habit(a)) is not None]
@@ -87,7 +87,8 @@ def habit_values(by_task: PerTask, role: str) -> dict[str, Values]:
 def pass_at(per_task: Sequence[Sequence[bool]]) -> dict[str, Values]:
     """pass@k for k = 2, 4, 8 ... up to the episodes that every task has."""
     least = min((len(group) for group in per_task), default=0)
-    found, k = {}, 2
+    found: dict[str, Values] = {}
+    k = 2
     while k <= least:
         found[f"pass@{k}"] = [[pass_at_k(len(group), sum(group), k)] for group in per_task]
         k *= 2
@@ -112,6 +113,10 @@ def rate(per_task: Sequence[Sequence[bool]]) -> Share:
 def mean(per_task: Sequence[Sequence[float]]) -> Share:
     low, high = bootstrap_interval(per_task)
     return fmean(value for values in per_task for value in values), low, high
+
+
+def _share(name: str, values: Values) -> Share:
+    return rate([[value == 1 for value in task] for task in values]) if name == "submission" else mean(values)
 
 
 def _of_kinds(by_task: PerTask, *kinds: str) -> PerTask:
