@@ -85,14 +85,10 @@ def habit_values(by_task: PerTask, role: str) -> dict[str, Values]:
 
 
 def pass_at(per_task: Sequence[Sequence[bool]]) -> dict[str, Values]:
-    """pass@k for k = 2, 4, 8 ... up to the episodes that every task has."""
+    """pass@k for k = 2, 4, 8 ... and for as many episodes as every task has."""
     least = min((len(group) for group in per_task), default=0)
-    found: dict[str, Values] = {}
-    k = 2
-    while k <= least:
-        found[f"pass@{k}"] = [[pass_at_k(len(group), sum(group), k)] for group in per_task]
-        k *= 2
-    return found
+    ks = sorted({2**power for power in range(1, least.bit_length()) if 2**power <= least} | {least} - {0, 1})
+    return {f"pass@{k}": [[pass_at_k(len(group), sum(group), k)] for group in per_task] for k in ks}
 
 
 def pass_at_k(episodes: int, successes: int, k: int) -> float:
