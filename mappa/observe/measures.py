@@ -63,7 +63,7 @@ def values_of(by_task: PerTask) -> dict[str, Values]:
 
 def measures(by_task: PerTask) -> dict[str, Share]:
     """All that can be said of these episodes, grouped by task."""
-    return {name: _share(name, values) for name, values in values_of(by_task).items()}
+    return {name: mean(values) for name, values in values_of(by_task).items()}
 
 
 def habits(by_task: PerTask, role: str) -> dict[str, Share]:
@@ -106,13 +106,13 @@ def rate(per_task: Sequence[Sequence[bool]]) -> Share:
     return fmean(value for values in per_task for value in values), low, high
 
 
-def mean(per_task: Sequence[Sequence[float]]) -> Share:
+def mean(per_task: Values) -> Share:
+    """A mean with its interval; of numbers that are all 0 or 1, as a share: six zeros are not certainty."""
+    values = [value for task in per_task for value in task]
+    if set(values) <= {0, 1}:
+        return rate([[value == 1 for value in task] for task in per_task])
     low, high = bootstrap_interval(per_task)
-    return fmean(value for values in per_task for value in values), low, high
-
-
-def _share(name: str, values: Values) -> Share:
-    return rate([[value == 1 for value in task] for task in values]) if name == "submission" else mean(values)
+    return fmean(values), low, high
 
 
 def _of_kinds(by_task: PerTask, *kinds: str) -> PerTask:

@@ -83,6 +83,7 @@ def test_maths_has_pass_at_k_alone() -> None:
     found = measures([[right, wrong, wrong, wrong], [wrong] * 4])
     assert {name: share[0] for name, share in found.items()} == pytest.approx({"pass@2": 0.25, "pass@4": 0.5})
     assert list(measures([[right, wrong, wrong]])) == ["pass@2", "pass@3"] and measures([[right]]) == {}
+    assert measures([[wrong, wrong]] * 6)["pass@2"] == pytest.approx((0.0, 0.0, 0.3903), abs=1e-4), "Wilson's, 0 of 6"
     assert pass_at_k(10, 3, 1) == pytest.approx(0.3) and pass_at_k(4, 3, 2) == 1.0
 
 
