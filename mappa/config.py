@@ -292,10 +292,14 @@ class RolloutConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         float,
         _doc(
             "seconds from an episode's first generation to its end; then it is cut, and what it finished and scored is "
-            "still learned from",
+            "still learned from. A system that has asked for no generation by then is ended",
             gt=0,
         ),
     ] = 600.0
+    patience: Annotated[
+        float,
+        _doc("seconds a system may compute without awaiting anything, and hold up all others; then it is ended", gt=0),
+    ] = 30.0
     tokens_in_flight: Annotated[
         int, _doc("tokens being generated at once: prompts, and what may be written behind them", ge=1)
     ] = 262_144

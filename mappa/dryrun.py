@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 from msgspec import Struct
 
-from mappa.config import Config, LearnConfig, cache_home
-from mappa.errors import ConfigError
+from mappa.coach import check_roles
+from mappa.config import ChatConfig, Config, LearnConfig, cache_home
+from mappa.errors import ConfigError, TaskError
 from mappa.learn.memory import DEVICE_PARTS, GB, SHAPES, Memory, MemorySettings, ModelShape, predict
-from mappa.systems import System
-from mappa.tasks import TaskSet
+from mappa.systems import System, team_of
+from mappa.tasks import TaskSet, prepare
+from mappa.types import Task
 
-COACH_REPLY = 700
-"""Tokens of a coach's reply, for its price."""
 KNOWN = {
     "qwen/qwen3-4b": SHAPES["4B"],
     "qwen/qwen3-8b": SHAPES["8B"],
@@ -83,9 +83,10 @@ def make_plan(config: Config, learn: LearnConfig, system: System, tasks: TaskSet
     generated = sum(actions[role.name] * role.max_tokens for role in system.roles)
     reread = sum(actions[role.name] * (context - role.max_tokens) for role in system.roles)
     episodes = len(tasks.train) * config.rollout.samples_per_task
-    prices = _coach_prices(config)
+    coaches = _paid_coaches(config)
     scored = episodes * (generated + reread)
-    replies = episodes * per_episode * COACH_REPLY
+    replies = [episodes * per_episode * coach.max_tokens for coach in coaches]
+    prices = [scored * c.dollars_in + n * c.dollars_out for c, n in zip(coaches, replies, strict=True)]
     element = 2 if dtype == "bfloat16" else 4
     steps = episodes / config.rollout.episodes
     return Plan(
@@ -97,8 +98,8 @@ def make_plan(config: Config, learn: LearnConfig, system: System, tasks: TaskSet
         actions=episodes * per_episode,
         generated=episodes * generated,
         read=episodes * reread,
-        coach_tokens=scored + replies if prices is not None else 0,
-        dollars=(scored * prices[0] + replies * prices[1]) / 1e6 if prices is not None else None,
+        coach_tokens=scored * len(coaches) + sum(replies),
+        dollars=sum(prices) / 1e6 if coaches else None,
         memory=predict(shape, MemorySettings.of(learn, dtype=dtype, world_size=ranks)),
         sequence=2 * shape.layers * shape.kv_heads * shape.head_dim * element * context,
         server=0 if config.sampler.kind == "local" else sum(shape.tensors) * element,
@@ -126,27 +127,43 @@ def plan_text(plan: Plan, config: Config, *, ranks: int, gpu_gb: float) -> str:
 def dry_run(config: Config, *, ranks: int, gpu_gb: float) -> str:
     """Load what a run loads, but for the weights, and say what it comes to. Raises MappaError for what cannot run."""
     from mappa.run import learn_settings
-    from mappa.systems import team_of
-    from mappa.tasks import prepare
 
-    learn = learn_settings(config)
-    plan = make_plan(config, learn, team_of(config), prepare(config.tasks, cache_home()), ranks=ranks)
+    learn, system = learn_settings(config), team_of(config)
+    check_roles(config.coach, system.roles)
+    tasks, missing = _tasks(config)
+    plan = make_plan(config, learn, system, tasks, ranks=ranks)
     check_fits(plan, gpu_gb)
-    return plan_text(plan, config, ranks=ranks, gpu_gb=gpu_gb)
+    return missing + plan_text(plan, config, ranks=ranks, gpu_gb=gpu_gb)
+
+
+def _tasks(config: Config) -> tuple[TaskSet, str]:
+    """The run's tasks; where they are not there yet, as many as the config draws, and a line that says so. Raises
+    TaskError where the config does not say how many."""
+    try:
+        return prepare(config.tasks, cache_home()), ""
+    except TaskError as error:
+        if not config.tasks.train_tasks:
+            raise
+        counted = config.tasks
+        blank = [Task(id=str(n), kind="", prompt="") for n in range(counted.train_tasks + counted.heldout_tasks)]
+        line = f"the tasks are NOT THERE, and the run would not begin: {error}\ncounted as the config has them:\n"
+        return TaskSet(tuple(blank[: counted.train_tasks]), tuple(blank[counted.train_tasks :])), line
 
 
 def model_shape(name: str) -> tuple[ModelShape, str]:
-    """The sizes of a model, and a note where they come from mappa's own table because the model cannot be read here."""
+    """The sizes of a model, and a note where they come from mappa's own table because the model is not on this machine.
+    Raises ConfigError for one that can be read nowhere."""
     from transformers import AutoConfig
 
     from mappa.model import smollm2
 
     folder = str(smollm2.smollm2_folder(cache_home())) if name == smollm2.NAME else name
+    known = KNOWN.get(name.lower())
     try:
-        return ModelShape.of(AutoConfig.from_pretrained(folder)), ""
+        return ModelShape.of(AutoConfig.from_pretrained(folder, local_files_only=known is not None)), ""
     except (OSError, ValueError) as error:
-        if name.lower() in KNOWN:
-            return KNOWN[name.lower()], f"{name} cannot be read here: its sizes are taken from mappa's table"
+        if known is not None:
+            return known, f"{name} is not on this machine: its sizes are taken from mappa's table"
         raise ConfigError(f"the sizes of {name!r} cannot be read: {str(error).splitlines()[0]}") from error
 
 
@@ -165,13 +182,10 @@ def _check_lengths(config: Config, system: System) -> None:
         )
 
 
-def _coach_prices(config: Config) -> tuple[float, float] | None:
-    """Dollars per million tokens read and written; None for a coach that costs nothing."""
-    kind: str = config.coach.kind
-    chat: Any = getattr(config.coach, "chat", None)
-    if kind == "rubric" or chat is None:
-        return None
-    return chat.dollars_in, chat.dollars_out
+def _paid_coaches(config: Config) -> list[ChatConfig]:
+    """The endpoints that score every action."""
+    coach = config.coach
+    return {"llm": [coach.chat], "ensemble": list(coach.member.values())}.get(coach.kind, [])
 
 
 def _lines(plan: Plan, config: Config, ranks: int, gpu_gb: float) -> Iterator[str]:
@@ -188,7 +202,8 @@ def _lines(plan: Plan, config: Config, ranks: int, gpu_gb: float) -> Iterator[st
     if plan.dollars is None:
         yield "coach: costs nothing"
     else:
-        yield f"coach of an epoch, at most: {plan.coach_tokens / 1e6:.1f} M tokens, {plan.dollars:.2f} dollars"
+        price = f"{plan.dollars:.2f} dollars" if plan.dollars else "dollars unknown: set its dollars_in and dollars_out"
+        yield f"coach of an epoch, at most: {plan.coach_tokens / 1e6:.1f} M tokens, {price}"
     yield f"memory per GPU of a training step on {ranks} GPUs, predicted, in GB:"
     for name in DEVICE_PARTS:
         size = getattr(plan.memory, name)

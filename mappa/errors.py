@@ -45,6 +45,10 @@ class LearnError(MappaError):
     """A batch or a setting that the learner refuses before anything is changed."""
 
 
+class NothingToLearnError(LearnError):
+    """A batch without a sample, or whose every action is cut off or unscored."""
+
+
 class NonFiniteError(LearnError):
     """A NaN or Inf met in a step. The step was stopped before the update."""
 

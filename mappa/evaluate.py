@@ -2,6 +2,7 @@
 
     python -m mappa.evaluate runs/NAME                        the run's adapters, on its held-out tasks
     python -m mappa.evaluate runs/NAME --version base         the base; a step, or a folder of adapters, likewise
+    python -m mappa.evaluate CONFIG.toml --version base       the base, before anything is trained
     python -m mappa.evaluate runs/NAME --against FILE.json    beside an earlier result, with a paired test
 
 No coach has a part in it. Intervals are bootstrapped over tasks: episodes of one task are alike.
@@ -11,23 +12,29 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
 import msgspec
+import torch
 from msgspec.structs import replace
 
-from mappa.config import Config, available_cores, cache_home, config_from
+from mappa.config import Config, available_cores, cache_home, config_from, load_config, override
 from mappa.errors import ConfigError, MappaError
-from mappa.observe.evaluation import EvaluationResult, contamination_text, evaluation_text, paired_text
-from mappa.observe.measures import habits, measures, rate, succeeded
+from mappa.journal import Journal
+from mappa.learn.adapters import read_adapter
+from mappa.model.base import load_base
+from mappa.model.lora import Adapter, RoleLinear, add_roles, new_adapter
+from mappa.observe.evaluation import EvaluationResult, contamination_text, evaluation_text, losses_text, paired_lines
+from mappa.observe.measures import Values, habit_values, habits, measures, rate, succeeded, values_of
 from mappa.observe.summary import replace_file
 from mappa.rollout.scheduler import Job
 from mappa.rollout.stage import derive_seed
 from mappa.rollout.team import Team
-from mappa.tasks import TaskSet
+from mappa.systems import System, adapters_of, team_of
+from mappa.tasks import TaskSet, measured_on, prepare
 from mappa.types import Episode, Role, Task
 
 Mode = Literal["sampled", "greedy"]
@@ -78,25 +85,42 @@ def summarise(episodes: Sequence[Episode], tasks: Sequence[Task], roles: Sequenc
         if episode.outcome is not None and "normalised" in episode.outcome.metrics
     ]
     success, low, high = rate(pipeline)
+    parts = {role: [[_did_its_part(e, role) for e in group] for group in by_task] for role in roles}
+    ways = {f"{role}: {name}": values for role in roles for name, values in habit_values(by_task, role).items()}
+    every: dict[str, Values] = values_of(by_task) | parts | ways
     return EvaluationResult(
         mode=mode,
         success=success,
         ci=(low, high),
-        roles={role: rate([[_did_its_part(e, role) for e in group] for group in by_task]) for role in roles},
+        roles={role: rate(part) for role, part in parts.items()},
         tasks={task.id: fmean(values) for task, values in zip(tasks, pipeline, strict=True)},
         metric_mean=fmean(metrics) if metrics else None,
         episodes=len(episodes),
         lost=sum(episode.error is not None for episode in episodes),
+        losses=_losses(episodes),
+        cut=sum(episode.cut for episode in episodes),
         repaired=sum(action.repaired for episode in episodes for action in episode.actions),
         measures=measures(by_task),
         habits={role: habits(by_task, role) for role in roles},
+        by_task={name: _means(tasks, values) for name, values in every.items()},
     )
 
 
 def with_sources(result: EvaluationResult, tasks: TaskSet) -> EvaluationResult:
     """The result with what is known of its tasks: how many were refused, and which overlap with training tasks."""
-    overlaps = tuple(f"{o.heldout} and {o.train}: {o.how}, {100 * o.share:.0f} %" for o in tasks.overlaps)
-    return replace(result, refused=len(tasks.refused), overlaps=overlaps)
+    return replace(result, refused=len(tasks.refused), overlaps=tuple(tasks.shared_in_words()))
+
+
+def _means(tasks: Sequence[Task], values: Values) -> dict[str, float]:
+    return {task.id: fmean(found) for task, found in zip(tasks, values, strict=True) if found}
+
+
+def _losses(episodes: Sequence[Episode]) -> dict[str, str]:
+    lost: dict[str, list[str]] = {}
+    for episode in episodes:
+        if episode.error is not None:
+            lost.setdefault(episode.task, []).append(episode.error)
+    return {task: f"{len(errors)} lost: {errors[0]}" for task, errors in lost.items()}
 
 
 def _did_its_part(episode: Episode, role: str) -> bool:
@@ -111,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", type=Path, help="folder of a run")
+    parser.add_argument("run", type=Path, help="folder of a run, or the TOML file of one that has not begun")
     parser.add_argument(
         "--version",
         default="trained",
@@ -127,23 +151,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         before = _read_result(options.against) if options.against else None
-        result = _evaluate_run(options)
-        place = options.json or _place(options)
+        config = _config_of(options)
+        folder = Path(config.runs) / config.name if options.run.suffix == ".toml" else options.run
+        result = _evaluate_run(config, folder, options)
+        place = options.json or _place(folder, options)
         replace_file(place, msgspec.json.format(msgspec.json.encode(result), indent=2))
     except MappaError as error:
         print(f"mappa: {error}", file=sys.stderr)
         return 2
     print(evaluation_text(before or result, result if before else None), end="")
     if before is not None:
-        print(paired_text(before, result))
+        print(*paired_lines(before, result), sep="\n")
+    if result.losses:
+        print(losses_text(result))
     print(contamination_text(result))
     print(f"{result.refused} tasks of the source could not be used; written to {place}")
     return 0
 
 
-def _place(options: argparse.Namespace) -> Path:
+def _place(folder: Path, options: argparse.Namespace) -> Path:
     version = Path(options.version).name
-    return options.run / "evaluations" / f"{version}-{'greedy' if options.greedy else 'sampled'}.json"
+    return folder / "evaluations" / f"{version}-{'greedy' if options.greedy else 'sampled'}.json"
 
 
 def _read_result(path: Path) -> EvaluationResult:
@@ -155,7 +183,7 @@ def _read_result(path: Path) -> EvaluationResult:
 
 def adapters_folder(run: Path, version: str) -> Path:
     """Where the adapters of a version lie: the run's last ones, a checkpoint's, or a folder. Raises ConfigError."""
-    if version in ("trained", "base"):
+    if version == "trained":
         found = run / "adapters"
         checkpoints = sorted((run / "checkpoints").glob("step-*"))
         if not found.is_dir() and checkpoints:  # the run has not come to its end
@@ -170,44 +198,51 @@ def adapters_folder(run: Path, version: str) -> Path:
     return found
 
 
-def _evaluate_run(options: argparse.Namespace) -> EvaluationResult:
-    from mappa.journal import Journal
-    from mappa.learn.adapters import read_adapter
-    from mappa.model.base import load_base
-    from mappa.model.lora import add_roles
-    from mappa.systems import adapters_of, team_of
-    from mappa.tasks import prepare
+def _config_of(options: argparse.Namespace) -> Config:
+    """The run's own, or that of a file for a run that has not begun, with what the command line says."""
+    if options.run.suffix == ".toml":
+        config = load_config(options.run)
+    else:
+        try:
+            raw = msgspec.json.decode((options.run / "config.json").read_bytes())
+        except OSError:
+            raise ConfigError(f"{options.run} is not the folder of a run: config.json is missing") from None
+        config = config_from(raw, where=str(options.run))
+    return config if not options.samples else override(config, [f"evaluate.samples={options.samples}"])
 
-    folder: Path = options.run
+
+def _evaluate_run(config: Config, folder: Path, options: argparse.Namespace) -> EvaluationResult:
     mode: Mode = "greedy" if options.greedy else "sampled"
-    try:
-        config = config_from(msgspec.json.decode((folder / "config.json").read_bytes()), where=str(folder))
-    except OSError:
-        raise ConfigError(f"{folder} is not the folder of a run: config.json is missing") from None
-    if options.tasks:
-        config = replace(config, tasks=replace(config.tasks, heldout=options.tasks))
-    if options.samples:
-        config = replace(config, evaluate=replace(config.evaluate, samples=options.samples))
+    if mode == "sampled" and not config.evaluate.samples:
+        raise ConfigError("evaluate.samples=0 leaves nothing to measure; give --samples N or --greedy")
     tasks, system = prepare(config.tasks, cache_home()), team_of(config)
-    place = adapters_folder(folder, options.version)
+    if options.tasks:
+        tasks = measured_on(tasks, options.tasks, cache_home())
+    for line in tasks.notes():
+        print(line, file=sys.stderr)
+    place = None if options.version == "base" else adapters_folder(folder, options.version)
     base = load_base(config.model, config.dtype)
     learn = config.learn
     router, layers = add_roles(base.model, learn.targets, learn.first_layer, learn.alpha / learn.rank)
-    adapters = {name: read_adapter(place / name) for name in adapters_of(system)}
-    if options.version == "base":  # an adapter whose B is zero adds nothing
-        adapters = {role: {name: (a, b * 0) for name, (a, b) in adapter.items()} for role, adapter in adapters.items()}
-    threads = config.threads or available_cores()
-    path = folder / "evaluation.sqlite"
+    folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("evaluation.sqlite*"):
         old.unlink()  # measured again means again
+    threads = config.threads or available_cores()
     with (
-        Journal(path) as journal,
+        Journal(folder / "evaluation.sqlite") as journal,
         Team(config, system, base, router, layers, journal, threads=threads) as team,
     ):
-        team.publish(0, adapters)
+        team.publish(0, _adapters(place, system, layers, learn.rank))
         result = evaluate(team, tasks.heldout, system.roles, config, phase=Path(options.version).name, mode=mode)
     assert result is not None, "nobody drains this team"
     return with_sources(result, tasks)
+
+
+def _adapters(place: Path | None, system: System, layers: Mapping[str, RoleLinear], rank: int) -> Mapping[str, Adapter]:
+    """Those at `place`; where there is none, new ones, which add nothing to the base."""
+    if place is not None:
+        return {name: read_adapter(place / name) for name in adapters_of(system)}
+    return dict.fromkeys(adapters_of(system), new_adapter(layers, rank, torch.Generator().manual_seed(0)))
 
 
 if __name__ == "__main__":

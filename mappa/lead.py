@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from mappa.coach import check_roles
 from mappa.coach.watch import Review
 from mappa.config import Config, available_cores, cache_home
 from mappa.errors import CoachError, ConfigError, MappaError
@@ -50,6 +51,7 @@ class Lead:
         self.run = run
         check_sampler(config)
         self.system = team_of(config)
+        check_roles(config.coach, self.system.roles)
         self.roles = list(adapters_of(self.system))
         self.tasks = prepare(config.tasks, cache_home())
         self.results: dict[tuple[Phase, Mode], EvaluationResult] = {}
@@ -202,6 +204,8 @@ class Lead:
         self.loggers.write(metrics)
         self.journal.flush()
         self.progress.step_done(metrics)
+        if not report.tokens_trained:
+            self.progress.note(f"step {report.step}: nothing could be learned from, so the adapters are as they were")
         self._step_done = self.team.timeline.now()
 
     def finish(self, learner: Learner) -> None:

@@ -157,7 +157,7 @@ def _learn(
         episodes = [record.episode for record in records]
         samples = samples_of(review.episodes, group_by=learn.group_by, reward=learn.reward, offsets=review.offsets)
         samples += supervised_of(review.rewrites, learn.supervised)
-        report = learner.step(split_by_cost(samples, settings.roles, 1)[0])
+        report = learner.step_if_any(split_by_cost(samples, settings.roles, 1)[0])
         metrics = step_metrics(episodes, report, Seconds(learn=report.seconds.get("step", 0.0)), 0, None, review)
         append_metrics(out / "metrics.jsonl", metrics)
         say(f"step {metrics.step}/{len(steps)}: {len(episodes)} episodes, {metrics.tokens_trained} action tokens")

@@ -48,7 +48,7 @@ def train(config: Config, *, fresh: bool = False) -> bool:
             samples = ranks.scatter(shares)
             if samples is None:  # asked to stop: the episodes are in the journal, unfinished ones as far as they got
                 break
-            report = learner.step(samples)
+            report = learner.step_if_any(samples)
             if lead is not None:
                 lead.publish(learner)
                 lead.step_done(report)  # first: a checkpoint vouches for the records of the steps it holds
@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     parser.add_argument("--ranks", type=int, default=world, help="with --dry-run: GPUs; default: this launch's")
     parser.add_argument("--gpu-gb", type=float, default=80.0, help="with --dry-run: memory of a GPU, GB")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     overrides = [*options.overrides, *(["sandbox.unsafe=true"] if options.unsafe else [])]
     try:
         config = load_config(options.config, overrides)

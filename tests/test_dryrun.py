@@ -48,6 +48,34 @@ def test_the_papers_runs_fit_their_gpus(
     assert "GB per GPU (predicted) and there are 6" in capsys.readouterr().err
 
 
+def test_tasks_that_are_not_there_yet_are_said_and_counted_as_the_config_has_them(
+    sources: dict[str, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(CONFIGS / "dsbench-qwen3-4b-8gpu.toml")
+    assert main([path, "--dry-run", "--ranks", "8", "tasks.source=dsbench:nowhere", "learn.rank=16"]) == 0
+    shown = capsys.readouterr().out
+    assert "NOT THERE" in shown and "no data_resplit folder in nowhere" in shown
+    assert "tasks: 64 to learn from, 8 to measure on" in shown and "memory per GPU" in shown
+    assert main([path, "--dry-run", "tasks.source=dsbench:nowhere", "tasks.train_tasks=0"]) == 2
+    assert "no data_resplit folder" in capsys.readouterr().err
+
+
+def test_a_coach_is_paid_for_by_all_its_members(
+    sources: dict[str, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, given = str(CONFIGS / "mathchat-qwen3-4b-8gpu.toml"), [*sources["mathchat"], "--dry-run", "coach.kind=llm"]
+    assert main([path, *given, "coach.chat.dollars_in=0.5", "coach.chat.dollars_out=2.0"]) == 0
+    read, written = 80 * 4 * 28672, 80 * 4 * 700
+    assert f"{(read + written) / 1e6:.1f} M tokens, {(0.5 * (read + written) + 1.5 * written) / 1e6:.2f} dollars" in (
+        capsys.readouterr().out
+    )
+    assert main([path, *given]) == 0
+    assert "dollars unknown" in capsys.readouterr().out
+    two = [f"coach.member.{name}.dollars_in=0.5" for name in ("one", "two")]
+    assert main([path, *given[:-1], "coach.kind=ensemble", *two]) == 0
+    assert f"{(read + written) * 2 / 1e6:.1f} M tokens, {read / 1e6:.2f} dollars" in capsys.readouterr().out
+
+
 def test_the_numbers_of_a_plan(sources: dict[str, list[str]], tmp_path: Path) -> None:
     config = load_config(CONFIGS / "mathchat-qwen3-4b-8gpu.toml", sources["mathchat"])
     tasks = prepare(config.tasks, tmp_path)

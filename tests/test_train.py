@@ -98,6 +98,7 @@ def check_evaluation(folder: Path) -> None:
         found = json.loads((folder / f"evaluations/{version}-greedy.json").read_bytes())
         assert found["habits"].keys() == set(ROLES) and found["measures"]["submission"][0] <= 1
     assert "success, paired over 10 tasks" in result.stdout and "sign-flip p" in result.stdout
+    assert "submission, paired over 10 tasks" in result.stdout and "modeler: tokens, paired over" in result.stdout
     again = json.loads((folder / "evaluation-base-greedy.json").read_bytes())
     assert json.loads((folder / "evaluations/base-greedy.json").read_bytes())["tasks"] == again["tasks"]
     measured = list(read_episodes(folder / "evaluation.sqlite", "trained"))  # the last measurement's journal

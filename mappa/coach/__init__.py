@@ -5,7 +5,7 @@ A coach sees evidence and never measures: outcomes are measured by the tasks' ow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from mappa.coach.budget import Budget
@@ -14,11 +14,12 @@ from mappa.coach.ensemble import EnsembleCoach
 from mappa.coach.llm import LlmCoach
 from mappa.coach.replay import ReplayCoach
 from mappa.coach.rewrite import Writer
-from mappa.coach.rubric import RubricCoach
+from mappa.coach.rubric import RubricCoach, part_of
+from mappa.coach.rubrics import load_rubric
 from mappa.coach.store import CallStore, MemoryStore, Purchase, Spending
 from mappa.config import CoachConfig
 from mappa.errors import ConfigError
-from mappa.types import Episode
+from mappa.types import Episode, Role
 
 __all__ = [
     "ActionContext",
@@ -34,6 +35,7 @@ __all__ = [
     "Spending",
     "Standing",
     "Writer",
+    "check_roles",
     "load_coach",
     "makers",
     "writer_of",
@@ -65,6 +67,14 @@ def load_coach(
             if episodes is None or not config.replay:
                 raise ConfigError("coach.kind='replay' needs coach.replay, the journal whose verdicts it gives")
             return ReplayCoach(episodes(Path(config.replay)))
+
+
+def check_roles(config: CoachConfig, roles: Sequence[Role]) -> None:
+    """Raises CoachError for a role that nobody could score, before anything is paid for."""
+    if config.kind in ("rubric", "ensemble"):
+        rubrics = tuple(load_rubric(name) for name in config.rubrics)
+        for role in roles:
+            part_of(role, rubrics)
 
 
 def writer_of(coach: Coach) -> Writer | None:

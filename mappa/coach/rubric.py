@@ -1,7 +1,8 @@
 """The embedded coach: a rubric over the evidence. No network, no model, the same verdict every time.
 
-Every line of a rubric gives points for one fact that the task's own checks established (data/rubrics/*.toml). `ran` is
-the coach's own: the code was executed to its end. A part's lines add up to 10.
+Every line of a rubric gives points for one fact that the task's own checks established (data/rubrics/*.toml). The
+coach's own are `ran` (the code was executed to its end), `said` (an answer, or some output) and `done` (the evidence is
+a success). A part's lines add up to 10.
 
     makes X_train.pkl ...         makes model.pkl               makes submission.csv
     2    ran                      2  ran                        2  ran
@@ -17,6 +18,7 @@ the coach's own: the code was executed to its end. A part's lines add up to 10.
     1    nothing missing          7  it is right                2  it stands in a box
                                                                 6  it is right
     executor: 3 ran, 2 it printed something, 5 what it printed holds the right answer
+    any other role of a task with an answer: 3 it said or printed one, 7 its part is done
 
 The normalised score counts from 0 (the baseline) to 1 (the reference), so the last points come smoothly.
 
@@ -85,10 +87,15 @@ def part_of(role: Role, rubrics: tuple[Rubric, ...]) -> tuple[Rubric, Part]:
         part = rubric.part(role)
         if part is not None:
             return rubric, part
-    known = [part.makes or "/".join(part.roles) for rubric in rubrics for part in rubric.parts]
+    if set(role.produces) <= {"boxed"}:
+        for rubric in rubrics:
+            if rubric.general is not None:
+                return rubric, rubric.general
+    known = [part.makes or "/".join(part.roles) or "any that makes no file" for r in rubrics for part in r.parts]
     raise CoachError(
         f"the rubric coach has no rubric for role {role.name!r}, which produces "
-        f"{', '.join(role.produces) or 'nothing'}; it knows {', '.join(known)}"
+        f"{', '.join(role.produces) or 'nothing'}; it knows {', '.join(known)}. Give it a part in a rubric of your own "
+        "(coach.rubrics), or take a coach that reads (coach.kind)"
     )
 
 
@@ -169,7 +176,8 @@ def invents_output(text: str, execution: ExecutionResult | None) -> bool:
 def _points(part: Part, context: ActionContext, evidence: Evidence) -> dict[str, float]:
     execution = context.action.execution
     ran = execution is not None and execution.outcome == "ok"
-    facts: dict[str, Fact] = {**evidence.facts, "ran": ran}
+    said = evidence.facts.get("answered") is True or evidence.facts.get("printed") is True
+    facts: dict[str, Fact] = {**evidence.facts, "ran": ran, "said": said, "done": evidence.success}
     points = {line.fact: line.earned(facts.get(line.fact)) for line in part.lines}
     if _ungraded_through_no_fault(context, evidence):
         points |= {line.fact: line.points / 2 for line in part.lines if line.fact in METRIC_LINES}

@@ -34,7 +34,8 @@ class Line(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Part(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The lines for one role, found by what it makes or by its name."""
+    """The lines for one role, found by what it makes or by its name; with neither, those for any other role that makes
+    no file."""
 
     lines: tuple[Line, ...]
     makes: str = ""
@@ -94,6 +95,11 @@ class Rubric(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         found = (part for part in self.parts if part.makes in role.produces or role.name in part.roles)
         return next(found, None)
 
+    @property
+    def general(self) -> Part | None:
+        """That for any other role that makes no file."""
+        return next((part for part in self.parts if not part.makes and not part.roles), None)
+
     def metric_cap(self, evidence: Evidence) -> float:
         """The lowest cap that a metric of the evidence sets; 10 where none is reported."""
         caps = [
@@ -116,7 +122,7 @@ def load_rubric(name: str) -> Rubric:
     for part in rubric.parts:
         total = sum(line.points for line in part.lines)
         if abs(total - 10) > 1e-9:
-            whose = part.makes or ", ".join(part.roles)
+            whose = part.makes or ", ".join(part.roles) or "any other role"
             raise CoachError(f"rubric {path}: the lines of {whose} add up to {total:g}; they must add up to 10")
     return rubric
 

@@ -17,7 +17,7 @@ import msgspec
 import torch
 
 from mappa.config import LearnConfig, role_setting
-from mappa.errors import AdapterError, LearnError, NonFiniteError
+from mappa.errors import AdapterError, LearnError, NonFiniteError, NothingToLearnError
 from mappa.learn import checkpoint, ranks
 from mappa.learn.adapters import read_adapter, write_adapter
 from mappa.learn.batch import Part, advantages_of, in_step, live, loss_batch, prepare
@@ -34,6 +34,9 @@ from mappa.learn.weights import RoleWeights
 from mappa.model.base import Base, load_base
 from mappa.model.lora import Adapter, add_roles, check_adapter, new_adapter
 from mappa.types import Sample
+
+IN_VAIN = 3
+"""Steps in a row that nothing can be learned from, at which a run is not worth its cost."""
 
 
 class Learner:
@@ -67,6 +70,7 @@ class Learner:
         self.faults = faults
         self.steps = 0
         self._stopped = False
+        self._in_vain = 0
         self.router, self.layers = add_roles(
             self.base.model, config.targets, config.first_layer, config.alpha / config.rank
         )
@@ -156,6 +160,39 @@ class Learner:
             raise
         return msgspec.structs.replace(report, seconds=clock.parts())
 
+    def step_if_any(self, samples: Sequence[Sample]) -> LearnReport:
+        """`step`; a batch that nothing can be learned from is passed over instead: that counts, and changes nothing.
+
+        Raises NothingToLearnError at the `IN_VAIN`th in a row, beside what `step` raises.
+        """
+        try:
+            report = self.step(samples)
+        except NothingToLearnError as error:
+            self._in_vain += 1
+            if self._in_vain >= IN_VAIN:
+                raise NothingToLearnError(
+                    f"{error}, {IN_VAIN} steps in a row. See why episodes are lost, cut off (a role's max_tokens, "
+                    "learn.mask_truncated) or unscored"
+                ) from error
+            return self._pass_over(samples)
+        self._in_vain = 0
+        return report
+
+    def _pass_over(self, samples: Sequence[Sample]) -> LearnReport:
+        tally = Tally(self.config.roles)
+        tally.add_samples(samples, (), (), ())
+        rates = self._set_groups([0] * len(self.config.roles))
+        self.steps += 1
+        return LearnReport(
+            step=self.steps,
+            roles=tally.reports({}, rates),
+            tokens_trained=0,
+            tokens_computed=0,
+            tokens_unshared=0,
+            seconds={},
+            peak_memory_gb=peak_memory_gb(),
+        )
+
     def _start_from(self, folder: Path) -> None:
         known = [role for role in self.config.roles if (folder / role).is_dir()]
         if not known:
@@ -167,7 +204,7 @@ class Learner:
         chosen = self._accept(samples)
         tokens = ranks.total([sum(action_tokens(s) for s in chosen if s.role == role) for role in self.config.roles])
         if sum(tokens) == 0:
-            raise LearnError("nothing can be learned from: there is no sample, or all are cut off or unscored")
+            raise NothingToLearnError("nothing can be learned from: there is no sample, or all are cut off or unscored")
         chosen = self._as_if_sampled(chosen)
         finite = FiniteCheck(chosen, self.steps, self.faults)
         prepared = prepare(chosen, self.config, self._policy)

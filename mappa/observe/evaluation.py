@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from msgspec import Struct, field
@@ -35,12 +35,18 @@ class EvaluationResult(Struct, frozen=True, kw_only=True):
     episodes: int
     lost: int = 0
     """Episodes that ended in an error; they count as failures."""
+    losses: dict[str, str] = field(default_factory=dict)
+    """Of the tasks of lost episodes: how many there were, and why the first one was."""
+    cut: int = 0
+    """Episodes that were ended at their deadline; they count as failures."""
     repaired: int = 0
     """Actions that worked from reference artefacts. An evaluation repairs nothing, so anything but 0 is a fault."""
     measures: dict[str, Share] = field(default_factory=dict)
     """Metrics and pass@k by name (see measures.py)."""
     habits: dict[str, dict[str, Share]] = field(default_factory=dict)
     """Tool use, errors, truncation and length of each role."""
+    by_task: dict[str, dict[str, float]] = field(default_factory=dict)
+    """The same by task, for paired tests: `submission`, `coder` (its success), `coder: tokens`."""
     refused: int = 0
     """Tasks of the source that could not be used."""
     overlaps: tuple[str, ...] = ()
@@ -67,6 +73,11 @@ def evaluation_text(before: EvaluationResult, after: EvaluationResult | None = N
     return captured.get()
 
 
+def is_share(name: str) -> bool:
+    """Shown in percent: all but the tokens of an action and a score between baseline and reference."""
+    return not name.startswith("normalised") and not name.endswith("tokens")
+
+
 def evaluation_rows(before: EvaluationResult, after: EvaluationResult | None) -> Iterator[list[str]]:
     """The table's rows as text: a label, then a cell per result and, of two, the change."""
     results = [before] if after is None else [before, after]
@@ -75,25 +86,45 @@ def evaluation_rows(before: EvaluationResult, after: EvaluationResult | None) ->
         yield [f"  {role}", *_shares([result.roles[role] for result in results])]
     yield ["metric: baseline 0, reference 1", *_metrics([result.metric_mean for result in results])]
     for name in dict.fromkeys(name for result in results for name in result.measures):
-        yield [name, *_numbers([result.measures.get(name) for result in results], percent=not name.startswith("norm"))]
+        yield [name, *_numbers([result.measures.get(name) for result in results], percent=is_share(name))]
     for role in before.habits:
         for name in before.habits[role]:
             shares = [result.habits.get(role, {}).get(name) for result in results]
-            yield [f"  {role}: {name}", *_numbers(shares, percent=name != "tokens")]
+            yield [f"  {role}: {name}", *_numbers(shares, percent=is_share(name))]
     if any(result.lost for result in results):
         yield ["episodes lost, counted failed", *(str(result.lost) for result in results)]
+    if any(result.cut for result in results):
+        yield ["episodes cut at their deadline, likewise", *(str(result.cut) for result in results)]
 
 
 def paired_text(before: EvaluationResult, after: EvaluationResult) -> str:
     """The change of the success rate over the tasks that both measured, with the paired test, in one line."""
-    shared = [name for name in before.tasks if name in after.tasks]
-    if not shared:
+    if not before.tasks.keys() & after.tasks.keys():
         return "no task was measured both times, so there is nothing to compare"
-    ones, others = ([[result.tasks[name]] for name in shared] for result in (before, after))
-    gap, low, high, p = paired_difference(ones, others)
+    return _paired("success", before.tasks, after.tasks)
+
+
+def paired_lines(before: EvaluationResult, after: EvaluationResult) -> Iterator[str]:
+    """The same of every measure, a line each; of a measure that both have of some task."""
+    yield paired_text(before, after)
+    for name, values in before.by_task.items():
+        if values.keys() & after.by_task.get(name, {}).keys():
+            yield _paired(name, values, after.by_task[name])
+
+
+def losses_text(result: EvaluationResult, most: int = 20) -> str:
+    """Which tasks lost episodes, and why, a line each; empty where none did."""
+    lines = [f"{task}: {why}" for task, why in result.losses.items()]
+    return "\n".join([*lines[:most], *([f"and {len(lines) - most} more tasks"] if len(lines) > most else [])])
+
+
+def _paired(name: str, before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    shared = [task for task in before if task in after]
+    gap, low, high, p = paired_difference([[before[task]] for task in shared], [[after[task]] for task in shared])
+    scale, unit = (100, " points") if is_share(name) else (1, "")
     return (
-        f"success, paired over {len(shared)} tasks: {100 * gap:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}], "
-        f"sign-flip p = {p:.2g}"
+        f"{name}, paired over {len(shared)} tasks: {scale * gap:+.1f}{unit} "
+        f"[{scale * low:+.1f}, {scale * high:+.1f}], sign-flip p = {p:.2g}"
     )
 
 

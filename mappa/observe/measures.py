@@ -26,6 +26,9 @@ Share = tuple[float, float, float]
 
 PerTask = Sequence[Sequence[Episode]]
 
+Values = Sequence[Sequence[float]]
+"""A measure's values by task, in the order of the tasks: of each one per episode or action, or none."""
+
 FAIR = {"accuracy": 0.5, "f1": 0.0, "auc": 0.5, "rmse_of_range": 0.5}
 """What a failed run counts as."""
 KIND_OF = {
@@ -39,47 +42,53 @@ HABITS: dict[str, Callable[[Action], float | None]] = {
 }
 
 
+def values_of(by_task: PerTask) -> dict[str, Values]:
+    """The measures by name, each as its values by task."""
+    found: dict[str, Values] = {}
+    tabular = _of_kinds(by_task, *KIND_OF.values())
+    if any(tabular):
+        found["submission"] = _values(tabular, _graded)
+        for name, failed in FAIR.items():
+            mine = _of_kinds(by_task, KIND_OF[name])
+            graded = _values(mine, lambda episode, name=name: _metric(episode, name))  # type: ignore[misc]
+            if any(graded):
+                found[name] = graded
+            if any(graded) or (any(mine) and name != "auc"):
+                found[f"{name}, fair"] = [
+                    [failed if (value := _metric(e, name)) is None else value for e in group] for group in mine
+                ]
+        found["normalised, DSBench"] = _values(tabular, lambda e: max(0.0, _metric(e, "normalised") or 0.0))
+    return found | pass_at([[succeeded(episode) for episode in group] for group in by_task])
+
+
 def measures(by_task: PerTask) -> dict[str, Share]:
     """All that can be said of these episodes, grouped by task."""
-    found: dict[str, Share] = {}
-    tabular = [group for group in by_task if group and group[0].kind in set(KIND_OF.values())]
-    if tabular:
-        found["submission"] = rate([[_graded(episode) for episode in group] for group in tabular])
-        for name, failed in FAIR.items():
-            mine = [group for group in tabular if group[0].kind == KIND_OF[name]]
-            values = [[_metric(episode, name) for episode in group] for group in mine]
-            graded = [[value for value in group if value is not None] for group in values]
-            if any(graded):
-                found[name] = mean(graded)
-            if any(graded) or (mine and name != "auc"):
-                found[f"{name}, fair"] = mean([[failed if v is None else v for v in group] for group in values])
-        found["normalised, DSBench"] = mean(
-            [[max(0.0, _metric(episode, "normalised") or 0.0) for episode in group] for group in tabular]
-        )
-    return found | pass_at([[succeeded(episode) for episode in group] for group in by_task])
+    return {name: mean(values) for name, values in values_of(by_task).items()}
 
 
 def habits(by_task: PerTask, role: str) -> dict[str, Share]:
     """How a role works; empty where it never acted."""
-    found = {}
+    return {name: mean(values) for name, values in habit_values(by_task, role).items()}
+
+
+def habit_values(by_task: PerTask, role: str) -> dict[str, Values]:
+    """The same as values by task, one per action."""
+    found: dict[str, Values] = {}
     for name, habit in HABITS.items():
-        per_task = [
+        values = [
             [value for e in group for a in e.actions if a.role == role and (value := habit(a)) is not None]
             for group in by_task
         ]
-        if any(per_task):
-            found[name] = mean(per_task)
+        if any(values):
+            found[name] = values
     return found
 
 
-def pass_at(per_task: Sequence[Sequence[bool]]) -> dict[str, Share]:
-    """pass@k for k = 2, 4, 8 ... up to the episodes that every task has."""
+def pass_at(per_task: Sequence[Sequence[bool]]) -> dict[str, Values]:
+    """pass@k for k = 2, 4, 8 ... and for as many episodes as every task has."""
     least = min((len(group) for group in per_task), default=0)
-    found, k = {}, 2
-    while k <= least:
-        found[f"pass@{k}"] = mean([[pass_at_k(len(group), sum(group), k)] for group in per_task])
-        k *= 2
-    return found
+    ks = sorted({2**power for power in range(1, least.bit_length()) if 2**power <= least} | {least} - {0, 1})
+    return {f"pass@{k}": [[pass_at_k(len(group), sum(group), k)] for group in per_task] for k in ks}
 
 
 def pass_at_k(episodes: int, successes: int, k: int) -> float:
@@ -97,9 +106,23 @@ def rate(per_task: Sequence[Sequence[bool]]) -> Share:
     return fmean(value for values in per_task for value in values), low, high
 
 
-def mean(per_task: Sequence[Sequence[float]]) -> Share:
+def mean(per_task: Values) -> Share:
+    """A mean with its interval; of numbers that are all 0 or 1, as a share: six zeros are not certainty."""
+    values = [value for task in per_task for value in task]
+    if set(values) <= {0, 1}:
+        return rate([[value == 1 for value in task] for task in per_task])
     low, high = bootstrap_interval(per_task)
-    return fmean(value for values in per_task for value in values), low, high
+    return fmean(values), low, high
+
+
+def _of_kinds(by_task: PerTask, *kinds: str) -> PerTask:
+    """Of tasks of another kind no episodes."""
+    return [group if group and group[0].kind in kinds else () for group in by_task]
+
+
+def _values(by_task: PerTask, measure: Callable[[Episode], float | None]) -> Values:
+    """Of each task those of its episodes that have one."""
+    return [[value for episode in group if (value := measure(episode)) is not None] for group in by_task]
 
 
 def _graded(episode: Episode) -> bool:

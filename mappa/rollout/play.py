@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -22,9 +23,14 @@ async def play(system: System, stage: EpisodeStage) -> None:
     """
     try:
         await system.run(stage)
-    except (MappaError, Draining):
+    except (MappaError, Draining, GeneratorExit):
         raise
-    except Exception as error:  # a user's function may raise anything; the episode is lost and the run goes on
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise TeamError(str(error) or "the system cancelled itself") from error
+    except BaseException as error:  # a user's function may raise anything; the episode is lost and the run goes on
         found = list(_each(error))
         first = next((one for one in found if isinstance(one, Draining | JournalError)), found[0])
         if isinstance(first, MappaError | Draining):
@@ -34,14 +40,14 @@ async def play(system: System, stage: EpisodeStage) -> None:
         raise TeamError("the system took no action: its function must await stage.act at least once")
 
 
-def _each(error: Exception) -> Iterator[Exception]:
-    if isinstance(error, ExceptionGroup):
+def _each(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
             yield from _each(inner)
     else:
         yield error
 
 
-def _where(error: Exception) -> str:
+def _where(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from mappa.errors import JournalError, MappaError
 from mappa.journal import Record
 from mappa.rollout.budget import Draining
+from mappa.rollout.deadline import Deadline
 from mappa.rollout.play import play
 from mappa.rollout.stage import EpisodeStage, Rules, Services
 from mappa.systems import System
@@ -128,17 +129,12 @@ class Scheduler:
         return ended
 
     async def _act_out(self, episode: Episode, task: Task, rules: Rules, known: Record | None) -> Episode:
-        limit = asyncio.timeout(None)
-
-        def began() -> None:
-            if limit.when() is None:
-                limit.reschedule(asyncio.get_running_loop().time() + rules.deadline)
-
+        deadline = Deadline(rules.deadline)
         recalled = {} if known is None else known.entries
         self.count.recalled += len(recalled)
-        stage = EpisodeStage(episode, task, self.services, rules, began, recalled)
+        stage = EpisodeStage(episode, task, self.services, rules, deadline, recalled)
         try:
-            async with limit:
+            async with deadline.limit:
                 try:
                     await play(self._system, stage)
                 except (Draining, MappaError):
@@ -146,9 +142,13 @@ class Scheduler:
                     raise
                 await stage.verdicts()
         except TimeoutError:
-            if not limit.expired():
+            if not deadline.limit.expired():
                 raise
-            episode = replace(episode, cut=True)
+            if deadline.begun:
+                episode = replace(episode, cut=True)
+            else:
+                why = f"the system took no action within {rules.deadline:g} s (rollout.deadline)"
+                episode = replace(episode, error=f"TeamError: {why}")
         except JournalError:
             raise
         except MappaError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -17,6 +17,7 @@ from mappa.coach import ActionContext, Coach, Standing
 from mappa.errors import CoachError, TeamError
 from mappa.journal import Entry, Journal, Observation
 from mappa.rollout.budget import Budget, Draining, WorkLeft
+from mappa.rollout.deadline import Deadline
 from mappa.rollout.place import OpenWorkspace, Place
 from mappa.rollout.published import Published
 from mappa.rollout.recall import Recall
@@ -65,7 +66,7 @@ class Rules(Struct, frozen=True, kw_only=True):
     temperature: float
     repair: bool
     deadline: float
-    """Seconds from an episode's first admission to generating."""
+    """Seconds from an episode's first generation to its end, and at most until it asks for one."""
     oldest: int = 0
     """Adapter version that its actions must have at least."""
     score: bool = True
@@ -82,10 +83,10 @@ class EpisodeStage:
         task: Task,
         services: Services,
         rules: Rules,
-        began: Callable[[], None],
+        deadline: Deadline,
         recalled: Mapping[int, Entry],
     ) -> None:
-        """`began` is called when the episode is first let act. `recalled` holds its journaled actions by ordinal."""
+        """`recalled` holds the episode's journaled actions by ordinal."""
         self.task = task
         self.generated = 0
         """Tokens sampled here; journaled ones are not."""
@@ -93,14 +94,14 @@ class EpisodeStage:
         self._episode = episode
         self._services = services
         self._rules = rules
-        self._began = began
+        self._deadline = deadline
         self._recall = Recall(episode.id, recalled)
         self._actions: dict[int, Action] = {}
         self._scoring: list[asyncio.Task[None]] = []
         self._said: dict[tuple[str, int], list[Message]] = {}  # all that a role saw and wrote, by role and turn
         self._acting: set[asyncio.Task[object]] = set()
         self._busy = 0.0
-        self._repaired = False
+        self._repaired = self._refused = False
         self._files: dict[str, int] | None = None
 
     @property
@@ -112,7 +113,7 @@ class EpisodeStage:
         self, role: Role, messages: Sequence[Message], *, code: CodeOf | None = None, after: Action | None = None
     ) -> Action:
         if self._recall.begun >= self._rules.max_actions:
-            raise TeamError(f"the system wants more than {self._rules.max_actions} actions (rollout.max_actions)")
+            self._refuse(f"the system wants more than {self._rules.max_actions} actions (rollout.max_actions)")
         if after is not None and after.role != role.name:
             raise TeamError(f"role {role.name!r} cannot go on from an action of {after.role!r}; show it as a message")
         said = [*(self._said[role.name, after.turn] if after is not None else []), *messages]
@@ -131,7 +132,7 @@ class EpisodeStage:
         ordinal, turn = asked.ordinal, asked.turn
         # In `_actions` before anything is awaited: it is what the journal has, even if the deadline comes right then.
         if known is not None:
-            self._began()
+            self._deadline.begin()
             action = self._actions[ordinal] = known.action
             await asyncio.sleep(0)  # what began beside it begins beside it again
         else:
@@ -193,11 +194,12 @@ class EpisodeStage:
         """Once there is a version that is fresh enough, and room. Raises Draining."""
         services, prompt, turn = self._services, asked.prompt, asked.turn
         tokens = len(prompt) + role.max_tokens
+        self._deadline.queued()
         with self._span("queue", role, turn):
             await services.published.at_least(self._rules.oldest)
             await services.budget.take(tokens, self._priority())
         try:
-            self._began()
+            self._deadline.begin()
             adapter = services.published.name(role.plays)
             if adapter is None:
                 raise TeamError(f"role {role.name!r} acts but is not among the system's roles; name it there")
@@ -229,7 +231,7 @@ class EpisodeStage:
                 f"role {role.name!r} is played by {role.model!r}, but the config has no [outside.{role.model}]"
             )
         self._services.budget.check()
-        self._began()
+        self._deadline.begin()
         with self._span("outside", role, asked.turn) as span:
             written = await model.write(asked.messages, self._params(role, asked.turn))
         self._busy += span.seconds
@@ -244,6 +246,13 @@ class EpisodeStage:
             text=written.text,
             repaired=self._repaired,
         )
+
+    def _refuse(self, why: str) -> NoReturn:
+        """Raises TeamError; and where a system caught that and goes on, what it is less likely to catch."""
+        if self._refused:
+            raise asyncio.CancelledError(why)
+        self._refused = True
+        raise TeamError(why)
 
     def _params(self, role: Role, turn: int) -> SamplingParams:
         return SamplingParams(

@@ -73,7 +73,7 @@ class Team:
         self._seen = Count()
         openings = {role.plays: base.prompt_ids(chat(role, "Go.")) for role in system.roles if role.plays}
         self._sampling = open_sampler(config, base, router, layers, openings, threads=threads, notice=notice)
-        self._thread = LoopThread()
+        self._thread = LoopThread(config.rollout.patience)
         self._stack = AsyncExitStack()
         self._outside: dict[str, OutsideModel] = {}
         self._reviews: Reviews | None = None

@@ -11,6 +11,7 @@ from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
 from mappa.errors import MappaError
+from mappa.rollout.deadline import Watchdog
 
 T = TypeVar("T")
 
@@ -27,13 +28,15 @@ def relax_collector() -> None:
 
 
 class LoopThread:
-    """The loop runs from the start until `close`."""
+    """The loop runs from the start until `close`; a system that keeps it for `patience` seconds is ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = 30.0) -> None:
         relax_collector()
         self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, name="rollouts", daemon=True)
+        self._closing = False
+        self._thread = threading.Thread(target=self._turn, name="rollouts", daemon=True)
         self._thread.start()
+        self._watchdog = Watchdog(self.loop, self._thread, patience)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` on the loop and wait for it. An interrupt here cancels it and waits until it has cleaned up."""
@@ -51,6 +54,14 @@ class LoopThread:
         self.loop.call_soon_threadsafe(work)
 
     def close(self) -> None:
+        self._closing = True
+        self._watchdog.close()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.close()
+
+    def _turn(self) -> None:
+        """asyncio lets SystemExit through from any task, whose failure it is all the same: the others go on."""
+        while not self._closing:
+            with contextlib.suppress(SystemExit):
+                self.loop.run_forever()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import re
 import sys
 from pathlib import Path
@@ -37,7 +38,9 @@ def load_system(name: str) -> System:
     except Exception as error:  # a user's constructor may raise anything
         raise TeamError(f"system {name!r} cannot be made: {type(error).__name__}: {error}") from error
     roles = getattr(system, "roles", None)
-    if not isinstance(roles, tuple) or not callable(getattr(system, "run", None)):
+    if not (isinstance(roles, tuple) and all(isinstance(role, Role) for role in roles)) or not callable(
+        getattr(system, "run", None)
+    ):
         raise TeamError(
             f"{name!r} is not a system: it needs `roles` (a tuple of Role) and an async `run(stage)`, or @system(...)"
         )
@@ -57,18 +60,28 @@ def frozen_adapters(system: System) -> frozenset[str]:
 
 def _import(name: str, module: str) -> ModuleType:
     try:
-        if not module.endswith(".py"):
-            return importlib.import_module(module)
-        path = Path(module).expanduser().resolve()
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None and spec.loader is not None
-        made = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = made
-        spec.loader.exec_module(made)
-        return made
-    except Exception as error:  # whatever a user's file raises while it is imported
+        if module.endswith(".py"):
+            return _import_file(Path(module).expanduser().resolve())
+        if os.getcwd() not in sys.path and "" not in sys.path:  # as under `mappa`, which is no `python -m`
+            sys.path.append(os.getcwd())
+        return importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # whatever a user's file raises while it is imported
         kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
         raise TeamError(f"system {name!r} cannot be imported: {kind}{error}") from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Under a name that no import statement can mean: a file may be called random.py."""
+    spec = importlib.util.spec_from_file_location(f"system:{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = made  # dataclasses and pickle look there
+    try:
+        spec.loader.exec_module(made)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
+    return made
 
 
 def _check_roles(name: str, roles: tuple[Role, ...]) -> None:

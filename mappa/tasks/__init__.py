@@ -13,7 +13,17 @@ with an object that model-written code made.
 from mappa.tasks.found import TaskSet
 from mappa.tasks.inspection import inspect, outcome
 from mappa.tasks.metrics import normalised
-from mappa.tasks.source import prepare
+from mappa.tasks.source import measured_on, prepare
 from mappa.tasks.supply import populate, public_files, repair
 
-__all__ = ["TaskSet", "inspect", "normalised", "outcome", "populate", "prepare", "public_files", "repair"]
+__all__ = [
+    "TaskSet",
+    "inspect",
+    "measured_on",
+    "normalised",
+    "outcome",
+    "populate",
+    "prepare",
+    "public_files",
+    "repair",
+]

@@ -44,11 +44,16 @@ class TaskSet(Struct, frozen=True):
 
     def notes(self, most: int = 5) -> list[str]:
         """What a person should be told: how many tasks were refused or overlap, and the first of them."""
-        lines = []
-        if self.refused:
-            lines.append(f"{len(self.refused)} tasks cannot be used:")
-            lines += [f"  {refused.task}: {refused.why}" for refused in self.refused[:most]]
-        if self.overlaps:
-            lines.append(f"{len(self.overlaps)} held-out tasks overlap with training tasks:")
-            lines += [f"  {o.heldout} and {o.train}: {o.how}, {100 * o.share:.0f} %" for o in self.overlaps[:most]]
-        return lines
+        refused = [f"{one.task}: {one.why}" for one in self.refused]
+        lines = _list(f"{len(refused)} tasks cannot be used:", refused, most)
+        return lines + _list(
+            f"{len(self.overlaps)} held-out tasks overlap with training tasks:", self.shared_in_words(), most
+        )
+
+    def shared_in_words(self) -> list[str]:
+        """`b-2 and a-3: 13-gram, 54 %` of every overlap."""
+        return [f"{o.heldout} and {o.train}: {o.how}, {100 * o.share:.0f} %" for o in self.overlaps]
+
+
+def _list(heading: str, lines: list[str], most: int) -> list[str]:
+    return [heading, *(f"  {line}" for line in lines[:most])] if lines else []

@@ -105,7 +105,11 @@ def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | TaskError]]:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), start=1):
-                if line.strip():
+                if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+                    while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+                        pass
+                    yield str(number), TaskError(f"a line of more than {LONGEST_LINE >> 20} MiB")
+                elif line.strip():
                     yield str(number), _record(line)
     except OSError as error:
         raise TaskError(f"{path} cannot be read: {error.strerror}") from error

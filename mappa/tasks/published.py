@@ -201,6 +201,9 @@ def _build(folder: Path, published: Published) -> None:
     trained = [value for (value,) in _rows(published.train, (target,)) if value]
     if not answers or not trained:
         raise TaskError(f"{'answers' if not answers else 'train.csv'}: no rows with a {target!r}")
+    blank = sum(not value for _, value in answers)
+    if blank:
+        raise TaskError(f"{published.answers}: {blank} rows have no {target!r}")
     metric, guess = _metric(published, trained, [value for _, value in answers])
     shutil.rmtree(folder, ignore_errors=True)
     for part in ("public", "private"):
@@ -223,10 +226,11 @@ def _build(folder: Path, published: Published) -> None:
 def _metric(published: Published, trained: list[str], answers: list[str]) -> tuple[Metric, str]:
     """The metric with its two ends, and the trivial prediction."""
     name = published.metric
-    if name in METRICS_OF_KIND["regression"]:
-        guess = repr(math.fsum(map(float, trained)) / len(trained))
-    elif name in grade.OF_SCORES:
-        guess = repr(sum(float(value) for value in trained) / len(trained))
+    if name in METRICS_OF_KIND["regression"] or name in grade.OF_SCORES:
+        try:
+            guess = repr(math.fsum(map(float, trained)) / len(trained))
+        except ValueError as error:
+            raise TaskError(f"{name} needs a target of numbers in train.csv: {error}") from None
     else:
         guess = Counter(trained).most_common(1)[0][0]
     try:

@@ -48,6 +48,9 @@ def build_task(root: Path, table: Table) -> None:
     _write_csv(root / "public" / "test.csv", test.drop(columns=table.target))
     _write_csv(root / "private" / "answers.csv", test[[table.target]])
     # From here on the tables are what a role reads: a round trip through CSV may turn one type into another.
+    facts = facts_of(
+        *(pd.read_csv(root / "public" / name) for name in ("train.csv", "test.csv")), target=table.target, id_column=ID
+    )
     train = pd.read_csv(root / "public" / "train.csv", index_col=ID)
     test = pd.read_csv(root / "public" / "test.csv", index_col=ID)
     answers = pd.read_csv(root / "private" / "answers.csv", index_col=ID)[table.target]
@@ -60,7 +63,6 @@ def build_task(root: Path, table: Table) -> None:
         baseline=_score(table.kind, answers, np.full(len(answers), trivial)),
         reference=_score(table.kind, answers, predictions),
     )
-    facts = facts_of(train.reset_index(), test.reset_index(), target=table.target, id_column=ID)
     spec = TaskFile(kind=table.kind, target=table.target, metric=metric, id_column=ID, facts=facts)
     (root / "task.json").write_bytes(msgspec.json.format(msgspec.json.encode(spec), indent=2) + b"\n")
     (root / "public" / "description.md").write_text(_description(table, spec, train, len(test)))

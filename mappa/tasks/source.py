@@ -57,6 +57,14 @@ def prepare(settings: TasksConfig | str, cache: Path) -> TaskSet:
     return TaskSet(train, heldout, refused, tuple(overlap for overlap in overlaps if overlap.how != "exact"))
 
 
+def measured_on(tasks: TaskSet, source: str, cache: Path) -> TaskSet:
+    """`tasks` that were learned from, with what another source holds to measure on. What the two share is reported,
+    texts that are the same too. Raises TaskError."""
+    found = read_source(source, cache)
+    heldout = found.train + found.heldout
+    return TaskSet(tasks.train, heldout, found.refused, contamination(tasks.train, heldout))
+
+
 def read_source(source: str, cache: Path) -> Found:
     """What one source holds. Raises TaskError."""
     form, separator, place = source.partition(":")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from mappa.coach import ActionContext, load_coach
+from mappa.coach import ActionContext, check_roles, load_coach
 from mappa.coach.rubrics import load_rubric
 from mappa.config import CoachConfig, load_config
 from mappa.errors import CoachError
@@ -212,6 +212,24 @@ def test_a_role_without_a_rubric_is_refused() -> None:
     poet = Role(name="poet", prompt="", produces=("poem.txt",))
     with pytest.raises(CoachError, match=r"no rubric for role 'poet', which produces poem.txt"):
         verdict(replace(context(MODELER), role=poet))
+    with pytest.raises(CoachError, match=r"a rubric of your own \(coach.rubrics\)"):
+        check_roles(CoachConfig(), [MODELER, poet])
+
+
+@pytest.mark.parametrize(
+    ("facts", "success", "expected"),
+    [
+        ({"answered": True, "correct": True}, True, 10.0),
+        ({"answered": True, "correct": False}, False, 3.0),
+        ({"answered": False, "correct": False}, False, 0.0),
+        ({"answered": False, "printed": True, "prints_answer": True}, True, 10.0),
+    ],
+)
+def test_any_role_of_a_task_with_an_answer_is_scored(facts: dict[str, Fact], success: bool, expected: float) -> None:
+    debater = Role(name="debater", prompt="")
+    check_roles(CoachConfig(), [debater, replace(debater, produces=("boxed",))])
+    action = replace(context(MODELER).action, evidence=Evidence(success=success, facts=facts))
+    assert score(replace(context(MODELER), role=debater, action=action, upstream={})) == expected
 
 
 def test_evidence_shows_the_points() -> None:

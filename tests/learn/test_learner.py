@@ -12,7 +12,7 @@ import torch
 from msgspec.structs import replace
 
 from mappa.config import LearnConfig, RoleLearnConfig
-from mappa.errors import AdapterError, LearnError, NonFiniteError
+from mappa.errors import AdapterError, LearnError, NonFiniteError, NothingToLearnError
 from mappa.learn import Learner, LossBatch, Sample
 from mappa.learn.batch import advantages_of
 from mappa.sampler.local import LocalSampler
@@ -178,6 +178,18 @@ def test_a_step_with_nothing_to_learn_from_is_refused(tiny_model: Path) -> None:
     for samples in ([replace(GOOD, truncated=True)], [replace(GOOD, rewards=(math.nan,))], []):
         with pytest.raises(LearnError, match="cut off or unscored"):
             learner.step(samples)
+
+
+def test_a_run_passes_over_such_a_step_but_not_over_three_in_a_row(tiny_model: Path, tmp_path: Path) -> None:
+    learner, nothing = Learner(settings(tiny_model)), [replace(GOOD, truncated=True)]
+    reports = [learner.step_if_any(batch) for batch in (nothing, nothing)]
+    assert [(r.step, r.tokens_trained, r.roles[GOOD.role].masked) for r in reports] == [(1, 0, 1), (2, 0, 1)]
+    assert not any(bool(b.any()) for adapter in learner.adapters.values() for _, b in adapter.values())
+    learner.save(tmp_path / "kept")
+    with pytest.raises(NothingToLearnError, match="3 steps in a row"):
+        learner.step_if_any(nothing)
+    again = Learner.load(tmp_path / "kept", settings(tiny_model))
+    assert again.step_if_any([GOOD, replace(GOOD, rewards=(0.9,))]).step == 3
 
 
 def test_roles_must_be_named_once(tiny_model: Path) -> None:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from mappa.observe.evaluation import EvaluationResult, contamination_text, evaluation_text, paired_text
+from mappa.observe.evaluation import (
+    EvaluationResult,
+    contamination_text,
+    evaluation_text,
+    losses_text,
+    paired_lines,
+    paired_text,
+)
 from mappa.observe.measures import habits, measures, pass_at_k
 from mappa.observe.statistics import paired_difference
 from mappa.types import Action, Episode, ExecutionResult, Outcome
@@ -75,6 +82,8 @@ def test_maths_has_pass_at_k_alone() -> None:
     wrong = Episode(id="e", task="m", kind="algebra", seed=0, step=0, outcome=Outcome(success=False))
     found = measures([[right, wrong, wrong, wrong], [wrong] * 4])
     assert {name: share[0] for name, share in found.items()} == pytest.approx({"pass@2": 0.25, "pass@4": 0.5})
+    assert list(measures([[right, wrong, wrong]])) == ["pass@2", "pass@3"] and measures([[right]]) == {}
+    assert measures([[wrong, wrong]] * 6)["pass@2"] == pytest.approx((0.0, 0.0, 0.3903), abs=1e-4), "Wilson's, 0 of 6"
     assert pass_at_k(10, 3, 1) == pytest.approx(0.3) and pass_at_k(4, 3, 2) == 1.0
 
 
@@ -110,6 +119,7 @@ def test_a_result_is_shown_with_its_measures() -> None:
             mode="sampled", success=success, ci=(0.1, 0.9), roles={"coder": (0.5, 0.4, 0.6)}, episodes=4,
             tasks={"a": success, "b": success}, measures={"accuracy, fair": (success, 0.2, 0.7)},
             habits={"coder": {"tokens": (20.0, 10.0, 30.0), "errors": (0.5, 0.0, 1.0)}}, **more,
+            by_task={"auc, fair": {"a": success, "b": success / 2}, "coder: tokens": {"a": 4.0}},
         )  # type: ignore[arg-type] # fmt: skip
 
     before, after = result(0.5), result(0.75, overlaps=("b and t: 13-gram, 40 %",), refused=3)
@@ -117,7 +127,15 @@ def test_a_result_is_shown_with_its_measures() -> None:
     assert "accuracy, fair" in text and "50.0 % [20.0, 70.0]" in text and "+25.0" in text
     assert "coder: tokens" in text and "20.00 [10.00, 30.00]" in text
     assert paired_text(before, after) == "success, paired over 2 tasks: +25.0 points [+25.0, +25.0], sign-flip p = 0.5"
+    assert list(paired_lines(before, after))[1:] == [
+        "auc, fair, paired over 2 tasks: +18.8 points [+12.5, +25.0], sign-flip p = 0.5",
+        "coder: tokens, paired over 1 tasks: +0.0 [+0.0, +0.0], sign-flip p = 1",
+    ]
     assert "1 held-out tasks overlap" in contamination_text(after) and "13-gram" in contamination_text(after)
     assert "no held-out task shares" in contamination_text(before)
+    failing = result(0.5, lost=3, cut=1, losses={"a": "2 lost: TeamError: idle", "b": "1 lost: TaskError: no"})
+    assert losses_text(failing, most=1) == "a: 2 lost: TeamError: idle\nand 1 more tasks" and losses_text(after) == ""
+    shown = evaluation_text(failing)
+    assert "episodes lost, counted failed" in shown and "episodes cut at their deadline" in shown
     empty = EvaluationResult(mode="sampled", success=0, ci=(0, 1), roles={}, episodes=0)
     assert "nothing to compare" in paired_text(before, empty)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mappa.config import OutsideConfig, config_from
+from mappa.coach import check_roles, load_coach
+from mappa.config import CoachConfig, OutsideConfig, config_from
 from mappa.errors import SamplerError, TeamError
 from mappa.rollout.samples import samples_of
 from mappa.run import learn_settings
@@ -45,9 +46,18 @@ def test_every_example_has_a_test_and_is_short() -> None:
         assert len(lines) <= 10, name
 
 
+@pytest.mark.parametrize("heading", EXAMPLES)
+def test_every_example_can_be_trained_as_it_is(heading: str, tmp_path: Path) -> None:
+    path = tmp_path / "team_of_mine.py"
+    path.write_text(EXAMPLES[heading])
+    check_roles(CoachConfig(), load_system(f"{path}:team").roles)
+
+
 def test_a_chain(theatre: Theatre, tmp_path: Path) -> None:
     team = example("A chain", tmp_path)
-    episode = theatre.play(team, TASK, {"writer": ["<think>hm</think>It is 6."], "fixer": ["\\boxed{5}"]})
+    replies = {"writer": ["<think>hm</think>It is 6."], "fixer": ["\\boxed{5}"]}
+    episode = theatre.play(team, TASK, replies, coach=load_coach(CoachConfig()))
+    assert [action.verdict and action.verdict.score for action in episode.actions] == [3.0, 10.0]
     assert episode.error is None and episode.outcome is not None and episode.outcome.success
     assert [role for role, _, _ in transcript(episode)] == ["writer", "fixer"]
     assert "Draft: It is 6." in theatre.sampler.prompts["fixer"][0]
@@ -228,6 +238,7 @@ def test_an_answer_that_is_no_completion_is_refused(endpoint: Endpoint) -> None:
 
 ENDLESS = """
 import asyncio
+import sys
 from mappa.systems import Role, chat, system
 
 ROLE = Role(name="role", prompt="")
@@ -257,12 +268,39 @@ async def stranger(stage):
     await stage.act(Role(name="nobody", prompt=""), chat(ROLE, "Go on."))
 
 @system(ROLE)
+async def stubborn(stage):
+    while True:
+        try:
+            await stage.act(ROLE, chat(ROLE, "Go on."))
+        except Exception:
+            pass
+
+@system(ROLE)
+async def leaves(stage):
+    await stage.act(ROLE, chat(ROLE, "Go on."))
+    sys.exit("I have had enough")
+
+@system(ROLE)
+async def gives_up(stage):
+    await stage.act(ROLE, chat(ROLE, "Go on."))
+    raise asyncio.CancelledError
+
+@system(ROLE)
+async def never_acts(stage):
+    while True:
+        await asyncio.sleep(0)
+
+@system(ROLE)
 async def mixes(stage):
     action = await stage.act(ROLE, chat(ROLE, "Go on."))
     await stage.act(Role(name="other", prompt="", adapter="role"), [], after=action)
 """
 FAULTS = {
     "acts": "more than 8 actions (rollout.max_actions)",
+    "stubborn": "more than 8 actions (rollout.max_actions)",
+    "leaves": "the system raised SystemExit: I have had enough",
+    "gives_up": "the system cancelled itself",
+    "never_acts": "took no action within 1 s (rollout.deadline)",
     "idle": "TeamError: the system took no action",
     "breaks": "TeamError: the system raised KeyError: 'nothing' (",
     "stranger": "role 'nobody' acts but is not among the system's roles",
@@ -274,7 +312,7 @@ FAULTS = {
 def test_a_system_that_goes_wrong_loses_its_own_episode(name: str, theatre: Theatre, tmp_path: Path) -> None:
     (tmp_path / "faulty.py").write_text(ENDLESS)
     system = load_system(f"{tmp_path / 'faulty.py'}:{name}")
-    episode = theatre.play(system, TASK, {"role": ["5"]}, max_actions=8)
+    episode = theatre.play(system, TASK, {"role": ["5"]}, max_actions=8, deadline=1.0)
     assert episode.error is not None and FAULTS[name] in episode.error, episode.error
     assert episode.outcome is None and samples_of([episode], group_by="role") == []
 
@@ -291,7 +329,9 @@ def test_a_system_that_waits_for_ever_is_cut(theatre: Theatre, tmp_path: Path) -
         ("import nothing_like_it", "cannot be imported: No module"),
         ("def broken(:", "cannot be imported: SyntaxError"),
         ("1 / 0", "cannot be imported: ZeroDivisionError"),
+        ("raise SystemExit('no')", "cannot be imported: SystemExit: no"),
         ("team = 3", "is not a system"),
+        ("class team:\n    roles = ('a', 'b')\n    async def run(self, stage): ...", "`roles` (a tuple of Role)"),
         ("class team:\n    def __init__(self): raise ValueError('no')", "cannot be made: ValueError: no"),
         (
             "from mappa.systems import Role, system\n"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import re
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +27,29 @@ from mappa.systems.datascience import DataScienceTeam
 def test_a_system_that_cannot_be_used_is_refused(name: str, message: str) -> None:
     with pytest.raises(TeamError, match=message):
         load_system(name)
+
+
+MINE = """
+from mappa.systems import Role, system
+
+@system(Role(name="one", prompt=""))
+async def team(stage): ...
+"""
+
+
+def test_a_module_in_the_current_folder_is_found_however_mappa_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_own_team.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [name for name in sys.path if name])
+    assert [role.name for role in load_system("my_own_team:team").roles] == ["one"]
+
+
+def test_a_file_may_have_the_name_of_a_module(tmp_path: Path) -> None:
+    (tmp_path / "random.py").write_text(MINE)
+    load_system(f"{tmp_path}/random.py:team")
+    assert sys.modules["random"] is random
 
 
 def test_the_data_science_team_hands_on_what_the_next_needs() -> None:

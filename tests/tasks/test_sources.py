@@ -12,7 +12,7 @@ import pytest
 
 from mappa.config import TasksConfig
 from mappa.errors import TaskError
-from mappa.tasks import prepare
+from mappa.tasks import measured_on, prepare
 from mappa.tasks.contamination import contamination, given_away, grams
 from mappa.tasks.published import _metric_of_script
 from mappa.tasks.source import draw, read_source, set_aside
@@ -63,6 +63,14 @@ def test_bad_records_are_refused_and_counted_and_the_others_used(tmp_path: Path)
     assert tasks.notes()[0] == "6 tasks cannot be used:" and len(tasks.notes(2)) == 3
 
 
+def test_a_line_of_any_length_costs_itself_only(tmp_path: Path) -> None:
+    good = '{"problem": "What is 1 + 1?", "answer": 2}'
+    path = write_jsonl(tmp_path / "set.jsonl", '{"problem": "' + "x" * (3 << 20) + '", "answer": 1}', good)
+    found = read_source(f"jsonl:{path}", tmp_path)
+    assert [task.id for task in found.train] == ["set-2"], "places are lines of the file"
+    assert [(one.task, one.why) for one in found.refused] == [("set:1", "a line of more than 1 MiB")]
+
+
 @pytest.mark.parametrize(
     ("content", "message"), [("", "no problem that can be used"), ('{"problem": "x"}\n', "set:1: no answer")]
 )
@@ -92,6 +100,13 @@ def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
     assert [(r.task, r.why) for r in tasks.refused] == [("a-1", "is the held-out task b-1")]
     (overlap,) = tasks.overlaps
     assert (overlap.train, overlap.heldout, overlap.how) == ("a-3", "b-2", "13-gram") and 0.5 < overlap.share < 1
+    learned = prepare(TasksConfig(source=f"jsonl:{train}", heldout_tasks=1), tmp_path)
+    later = measured_on(learned, f"jsonl:{heldout}", tmp_path)
+    assert len(later.train) == 2 and len(later.heldout) == 2, "what was learned from stays, and is reported"
+    assert {one.how for one in contamination(read_source(f"jsonl:{train}", tmp_path).train, later.heldout)} == {
+        "exact",
+        "13-gram",
+    }
     assert len(grams(long)) == len(long.split()) - 12 and len(grams("two words")) == 1
 
 
@@ -118,6 +133,11 @@ def test_dsbench_as_downloaded(tmp_path: Path, workspaces: Workspaces) -> None:
     twice = write_dsbench(root, "twice", kind="classification", function="accuracy_score", call=call)
     answers = twice.parents[1] / "answers" / "twice" / "test_answer.csv"
     pd.concat([pd.read_csv(answers)] * 2).to_csv(answers, index=False)
+    gaps = write_dsbench(root, "gaps", kind="regression", function="mean_squared_error", call=rmse)
+    unsure = gaps.parents[1] / "answers" / "gaps" / "test_answer.csv"
+    pd.read_csv(unsure).assign(paid=[1.0, None, 3.0, 4.0, 5.0, 6.0]).to_csv(unsure, index=False)
+    words = write_dsbench(root, "words", kind="regression", function="mean_squared_error", call=rmse)
+    pd.read_csv(words / "train.csv").assign(paid="much").to_csv(words / "train.csv", index=False)
     empty = write_dsbench(root, "empty", kind="classification", function="accuracy_score", call=call)
     (empty / "test.csv").write_text("")
 
@@ -132,7 +152,8 @@ def test_dsbench_as_downloaded(tmp_path: Path, workspaces: Workspaces) -> None:
     )
     assert total.metric is not None and (total.metric.name, total.metric.reference) == ("rmse", 0.0)
     why = {refused.task: refused.why for refused in found.refused}
-    assert why.keys() == {"list", "gone", "blind", "twice", "empty"}
+    assert why.keys() == {"list", "gone", "blind", "twice", "empty", "gaps", "words"}
+    assert "1 rows have no 'paid'" in why["gaps"] and "needs a target of numbers" in why["words"]
     assert "its metric is mpa_at_3" in why["list"] and "test_answer.csv is missing" in why["gone"]
     assert "no column 'paid'" in why["blind"] and "is there twice" in why["twice"] and "not a CSV" in why["empty"]
 
@@ -143,7 +164,7 @@ def test_dsbench_as_downloaded(tmp_path: Path, workspaces: Workspaces) -> None:
     assert evidence.success and evidence.facts["score"] == 1.0, "rows in another order are the same rows"
     assert evidence.facts["normalised"] == pytest.approx(1.25) and evidence.facts["auc"] == 1.0
     tasks = prepare(TasksConfig(source=f"dsbench:{root}", heldout_tasks=1), tmp_path)
-    assert (len(tasks.train), len(tasks.heldout), len(tasks.refused)) == (1, 1, 5)
+    assert (len(tasks.train), len(tasks.heldout), len(tasks.refused)) == (1, 1, 7)
 
 
 @pytest.mark.parametrize(
