@@ -71,7 +71,7 @@ lock: setup-dev ## pin what is in .venv now, after an upgrade by hand
 	$(PY) requirements/lock.py
 
 clean: ## remove everything that was built or installed here; runs/ stays
-	rm -rf $(ENV) .venv-sglang build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(ENV) .venv-sglang build kernels/build dist *.egg-info kernels/*.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -f kernels/mappa_kernels/_C*.so
 

@@ -1,4 +1,5 @@
-"""The C++ kernels, `mappa_kernels._C`. Everything else about the package stands in pyproject.toml.
+"""The C++ kernels, `mappa_kernels._C`. Everything else about a package stands in its pyproject.toml: mappa's here, that
+of the kernels alone in kernels/, where this file, csrc and the license are linked to.
 
 Optional: without torch or a C++ compiler at build time the package installs all the same, with one warning, and
 `mappa_kernels` runs on its torch reference. Each instruction set's kernels are compiled with that set's flags and
@@ -35,13 +36,15 @@ def extension() -> dict[str, Any]:
     flags = [*FLAGS, *(["-DMAPPA_X86"] if x86 else []), *(["-fopenmp"] if sys.platform == "linux" else [])]
 
     class OptionalBuild(BuildExtension):
-        """Per-file flags; a failed build leaves the package without the extension instead of failing it."""
+        """Per-file flags; a failed build leaves a package without the extension, and a wheel for any platform."""
 
-        def build_extensions(self) -> None:
-            try:  # torch looks at the compiler before it builds anything
-                super().build_extensions()
+        def run(self) -> None:
+            try:
+                super().run()
             except Exception as error:  # noqa: BLE001 - compilers fail in as many ways as there are compilers
                 _warn(f"the compiler cannot be used ({error})")
+                self.extensions = self.distribution.ext_modules = []
+                self.get_finalized_command("bdist_wheel").root_is_pure = True
 
         def build_extension(self, ext: Any) -> None:
             compile_one = self.compiler._compile
@@ -51,19 +54,13 @@ def extension() -> dict[str, Any]:
                 compile_one(obj, src, ext, cc_args, [*extra, *own], pp_opts)
 
             self.compiler._compile = compile_with_flags
-            try:
-                super().build_extension(ext)
-            except Exception as error:  # noqa: BLE001
-                _warn(f"the compiler failed ({error})")
-            finally:
-                self.compiler._compile = compile_one
+            super().build_extension(ext)
 
     module = CppExtension(
         "mappa_kernels._C",
         [f"csrc/{name}.cpp" for name in names],
         depends=sorted(glob.glob("csrc/*.h") + glob.glob("csrc/*.inc")),
         extra_compile_args=flags,
-        optional=True,
     )
     # Ninja compiles all files with one set of flags.
     return {"ext_modules": [module], "cmdclass": {"build_ext": OptionalBuild.with_options(use_ninja=False)}}

@@ -8,6 +8,7 @@ Every rank learns; rank 0 also runs the episodes. The same command continues an 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -137,6 +138,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finished = train(config, fresh=options.fresh)
     except MappaError as error:
         print(f"mappa: {error}", file=sys.stderr, flush=True)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"mappa: the disk is full: {error}; free space and run the same command again", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         finished = False

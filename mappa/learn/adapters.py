@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mappa.config import LearnConfig
-from mappa.errors import AdapterError
+from mappa.errors import AdapterError, DiskError
 
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
@@ -22,18 +22,24 @@ _PREFIX = "base_model.model."
 def write_adapter(
     folder: Path, adapter: Mapping[str, tuple[torch.Tensor, torch.Tensor]], config: LearnConfig, layers: int
 ) -> None:
-    """Write a PEFT folder, whole or not at all. `layers` is the number of decoder layers of the base."""
+    """Write a PEFT folder, whole or not at all. `layers` is the number of decoder layers of the base.
+
+    Raises DiskError.
+    """
     building = folder.with_name(f".{folder.name}.building-{os.getpid()}")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
     tensors = {}
     for name, (a, b) in adapter.items():
         tensors[f"{_PREFIX}{name}.lora_A.weight"] = a.detach().float().contiguous()
         tensors[f"{_PREFIX}{name}.lora_B.weight"] = b.detach().float().contiguous()
-    save_file(tensors, building / _WEIGHTS, metadata={"format": "pt"})
-    (building / _CONFIG).write_text(json.dumps(_peft_config(config, layers), indent=2))
-    shutil.rmtree(folder, ignore_errors=True)
-    building.rename(folder)
+    try:
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+        save_file(tensors, building / _WEIGHTS, metadata={"format": "pt"})
+        (building / _CONFIG).write_text(json.dumps(_peft_config(config, layers), indent=2))
+        shutil.rmtree(folder, ignore_errors=True)
+        building.rename(folder)
+    except (OSError, SafetensorError) as error:  # which is no OSError where the disk is full
+        raise DiskError(f"the adapter {folder} cannot be written: {error}; free disk space and run again") from error
 
 
 def read_adapter(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

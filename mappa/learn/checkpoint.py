@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from msgspec import Struct
 from msgspec.json import decode, encode
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mappa.errors import CheckpointError, DiskError
@@ -55,7 +56,7 @@ def save(learner: Learner, folder: Path) -> None:
     if ranks.rank() == 0:
         try:
             _write(learner, folder, moments)
-        except OSError as error:
+        except (DiskError, OSError, SafetensorError) as error:
             fault = DiskError(f"the checkpoint {folder} cannot be written: {error}; free disk space and run again")
     ranks.raise_together(fault)
 

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from mappa.errors import JournalError, MappaError, TeamError
+from mappa.errors import JournalError, MappaError, ServerError, TeamError
 from mappa.rollout.budget import Draining
 from mappa.systems import System
 
@@ -32,7 +32,7 @@ async def play(system: System, stage: EpisodeStage) -> None:
         raise TeamError(str(error) or "the system cancelled itself") from error
     except BaseException as error:  # a user's function may raise anything; the episode is lost and the run goes on
         found = list(_each(error))
-        first = next((one for one in found if isinstance(one, Draining | JournalError)), found[0])
+        first = next((one for one in found if isinstance(one, Draining | JournalError | ServerError)), found[0])
         if isinstance(first, MappaError | Draining):
             raise first from error
         raise TeamError(f"the system raised {type(first).__name__}: {first}{_where(first)}") from error

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from mappa.errors import JournalError, MappaError
+from mappa.errors import JournalError, MappaError, ServerError
 from mappa.journal import Record
 from mappa.rollout.budget import Draining
 from mappa.rollout.deadline import Deadline
@@ -83,7 +83,7 @@ class Scheduler:
         """The episodes of a batch in the order of its jobs, all on disk; None if it was drained before its end.
 
         What went wrong in one episode stays in its `error`; errors that would meet every episode (a full disk under the
-        journal) are raised.
+        journal, no server left) are raised, and the episodes stay unfinished.
         """
         episodes = await self._running.pop(key)
         await self.services.journal.written()
@@ -149,7 +149,7 @@ class Scheduler:
             else:
                 why = f"the system took no action within {rules.deadline:g} s (rollout.deadline)"
                 episode = replace(episode, error=f"TeamError: {why}")
-        except JournalError:
+        except (JournalError, ServerError):
             raise
         except MappaError as error:
             episode = replace(episode, error=f"{type(error).__name__}: {error}")

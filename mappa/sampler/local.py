@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from mappa.errors import AdapterError, SamplerError
+from mappa.errors import AdapterError, SamplerError, ServerError
 from mappa.model.base import Base
 from mappa.model.lora import RoleLinear, Router, check_adapter
 from mappa.sampler import adapter_name
@@ -97,7 +97,7 @@ class LocalSampler:
 
     async def health(self) -> None:
         if self._failure is not None or not self._thread.is_alive():
-            raise SamplerError(f"the local sampler stopped: {self._failure!r}")
+            raise ServerError(f"the local sampler stopped: {self._failure!r}")
 
     def close(self) -> None:
         """Stop the thread. Open requests fail."""
@@ -106,7 +106,7 @@ class LocalSampler:
 
     def _check(self, prompt_ids: tuple[int, ...], adapter: str, params: SamplingParams, request_id: str) -> None:
         if self._failure is not None:
-            raise SamplerError(f"the local sampler stopped: {self._failure!r}")
+            raise ServerError(f"the local sampler stopped: {self._failure!r}")
         if adapter not in self._engine.adapters or adapter in self._retired:
             served = sorted(set(self._engine.adapters) - self._retired)
             raise AdapterError(f"request {request_id}: adapter {adapter!r} is not served; served: {served}")
@@ -149,7 +149,7 @@ class LocalSampler:
         except BaseException as error:  # noqa: BLE001 - every open request is failed with it
             self._failure = error
         finally:
-            failure = SamplerError(f"the local sampler stopped: {self._failure!r}")
+            failure = ServerError(f"the local sampler stopped: {self._failure!r}")
             for loop, future in self._open.values():
                 loop.call_soon_threadsafe(_fail, future, failure)
 

@@ -1,4 +1,4 @@
-"""The build of the C++ kernels: what happens without a compiler, and how long it takes with one."""
+"""Wheels of mappa and of its kernels alone: what is in them with a compiler, without one, and without torch."""
 
 from __future__ import annotations
 
@@ -7,14 +7,49 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import time
+import tarfile
+import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
 
+from mappa import __version__
+
 ROOT = Path(__file__).parents[2]
+PROJECTS = {"mappa": ".", "mappa_kernels": "kernels"}
+"""The folder that a distribution is built from."""
 BUILD_LIMIT = 120.0
-"""Seconds, on two cores."""
+"""Seconds of CPU."""
+IMPORTED = {"mappa_kernels", "triton", "sympy", "mpmath"}
+"""What may be imported besides torch: the last two are torch's own, imported late."""
+
+# Prints what it found and what it found it with.
+LOG_PROB = """
+import sys, warnings, torch
+warnings.simplefilter("ignore")
+before = {name.partition(".")[0] for name in sys.modules}
+import mappa_kernels
+hidden, weight, targets = torch.randn(3, 8), torch.randn(5, 8), torch.tensor([0, 1, 4])
+logprob, _ = mappa_kernels.linear_logprob(hidden, weight, targets)
+torch.testing.assert_close(logprob, (hidden @ weight.T).log_softmax(-1)[range(3), targets])
+late = {name.partition(".")[0] for name in sys.modules} - before - sys.stdlib_module_names
+print(mappa_kernels.__file__, mappa_kernels.chosen("linear_logprob"), *sorted(late))
+print(mappa_kernels.why_not("cpu", "linear_logprob", "cpu", torch.float32))
+"""
+# Builds <argv[1]> as pip does, on an interpreter that has no torch: a source archive, and a wheel from that.
+WITHOUT_TORCH = """
+import os, pathlib, sys, tarfile
+sys.modules["torch"] = None
+from setuptools import build_meta
+os.chdir(sys.argv[1])
+made = pathlib.Path("made").absolute()
+with tarfile.open(made / build_meta.build_sdist(str(made))) as archive:
+    archive.extractall(made, filter="data")
+(unpacked,) = (path for path in made.iterdir() if path.is_dir())
+os.chdir(unpacked)
+build_meta.build_wheel(str(made))
+"""
 
 
 @pytest.fixture
@@ -22,61 +57,105 @@ def checkout(tmp_path: Path) -> Path:
     """What an installation from source reads, without anything built."""
     if not (ROOT / "setup.py").exists():
         pytest.skip("not a checkout")
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
+    ignore = shutil.ignore_patterns("*.so", "__pycache__", "build", "*.egg-info")
     for name in ("csrc", "kernels", "mappa"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignore, symlinks=True)
     return tmp_path
 
 
-def install(checkout: Path, **environment: str) -> tuple[Path, str]:
-    """pip install ., into a folder of its own; returns that and what pip said."""
-    target = checkout / "installed"
-    options = ["--no-build-isolation", "--no-deps", "--no-index", "--disable-pip-version-check", "--verbose"]
-    command = [sys.executable, "-m", "pip", "install", *options, "--target", str(target), "."]
+def pip(folder: Path, *arguments: str, **environment: str) -> str:
+    """What pip said; it is given no index."""
+    command = [sys.executable, "-m", "pip", *arguments, "--no-deps", "--no-index", "--disable-pip-version-check"]
     done = subprocess.run(
-        command, cwd=checkout, env={**os.environ, **environment}, capture_output=True, text=True, timeout=280
+        command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return target, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
-def run(code: str, target: Path) -> str:
-    """What a fresh interpreter prints that finds `target` and site-packages, but no editable installation."""
+def build(checkout: Path, project: str, **environment: str) -> tuple[Path, str]:
+    """The wheel that pip builds of a project, and what pip said."""
+    folder = f"./{PROJECTS[project]}"
+    said = pip(checkout, "wheel", "--no-build-isolation", "--verbose", "-w", "wheels", folder, **environment)
+    (wheel,) = (checkout / "wheels").glob(f"{project}-*.whl")
+    return wheel, said
+
+
+def compute(wheel: Path) -> tuple[str, str]:
+    """Installed in a folder of its own: the back-end that gave right log-probs, and what keeps the C++ one away."""
+    target = wheel.parent / "installed"
+    pip(wheel.parent, "install", "--target", str(target), str(wheel))
     environment = {**os.environ, "PYTHONPATH": f"{target}:{sysconfig.get_path('purelib')}"}
-    command = [sys.executable, "-S", "-c", code]
+    command = [sys.executable, "-S", "-c", LOG_PROB]  # -S: no editable installation
     done = subprocess.run(command, cwd=target, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    found, obstacle = done.stdout.splitlines()
+    file, backend, *late = found.split()
+    assert file == f"{target}/mappa_kernels/__init__.py" and set(late) <= IMPORTED
+    return backend, obstacle
 
 
-@pytest.mark.parametrize("compiler", ["no-such-compiler", "false", "one that fails later"])
-def test_without_a_compiler_it_installs_says_so_once_and_runs(checkout, compiler):
+def packaged(wheel: Path) -> set[str]:
+    return {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+
+
+def sources(project: str) -> set[str]:
+    """Every file of the packages of a project."""
+    folders = [ROOT / "kernels" / "mappa_kernels"] + ([ROOT / "mappa"] if project == "mappa" else [])
+    files = (path.relative_to(folder.parent) for folder in folders for path in folder.rglob("*") if path.is_file())
+    return {str(path) for path in files if "__pycache__" not in path.parts and path.suffix != ".so"}
+
+
+@pytest.mark.parametrize(
+    ("project", "compiler"),
+    [("mappa", "/bin/false"), ("mappa_kernels", "one that fails later")],
+)
+def test_without_a_compiler_the_wheel_is_pure_and_says_so_once(checkout: Path, project: str, compiler: str) -> None:
     if compiler == "one that fails later":
         script = checkout / "compiler"
         script.write_text("#!/bin/sh\ncase $1 in -*version) echo 'g++ (GCC) 12.2.0';; *) exit 1;; esac\n")
         script.chmod(0o755)
         compiler = str(script)
-    target, said = install(checkout, CC=compiler, CXX=compiler)
+    wheel, said = build(checkout, project, CC=compiler, CXX=compiler)
     assert said.count("mappa_kernels will run on its torch reference") == 1
-    assert not list((target / "mappa_kernels").glob("_C*"))
-    code = (
-        "import warnings, torch, mappa_kernels as k; warnings.simplefilter('ignore');"
-        "k.linear_logprob(torch.randn(3, 4), torch.randn(5, 4), torch.tensor([0, 1, 4])); print(k.__file__);"
-        "print(k.available('linear_logprob'), k.why_not('cpu', 'linear_logprob', 'cpu', torch.float32))"
-    )
-    file, backends = run(code, target).splitlines()
-    assert file == f"{target}/mappa_kernels/__init__.py"
-    assert backends.startswith("['reference'] mappa_kernels._C is not built")
+    assert wheel.name == f"{project}-{__version__}-py3-none-any.whl"
+    assert packaged(wheel) == sources(project)
+    backend, obstacle = compute(wheel)
+    assert backend == "reference" and obstacle.startswith("mappa_kernels._C is not built")
+
+
+@pytest.mark.parametrize("project", PROJECTS)
+def test_without_torch_the_source_archive_still_makes_the_whole_wheel(checkout: Path, project: str) -> None:
+    """As under pip's build isolation, which gives a build no torch."""
+    folder = checkout / PROJECTS[project]
+    command = [sys.executable, "-W", "ignore", "-c", WITHOUT_TORCH, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = (folder / "made").glob("*.whl")
+    assert wheel.name == f"{project}-{__version__}-py3-none-any.whl" and packaged(wheel) == sources(project)
+    with tarfile.open(folder / "made" / f"{project}-{__version__}.tar.gz") as archive:
+        carried = {path.partition("/")[2] for path in archive.getnames()}
+    assert {f"csrc/{path.name}" for path in (ROOT / "csrc").iterdir() if path.is_file()} <= carried
+
+
+def test_both_distributions_have_one_version() -> None:
+    for folder in PROJECTS.values():
+        assert tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"]["version"] == __version__
 
 
 @pytest.mark.slow
-def test_the_extension_builds_in_two_minutes(checkout):
+@pytest.mark.parametrize("project", PROJECTS)
+def test_with_a_compiler_the_wheel_has_the_extension_within_two_minutes(checkout: Path, project: str) -> None:
     if shutil.which("c++") is None and shutil.which("g++") is None:
         pytest.skip("no compiler")
-    started = time.monotonic()
-    target, said = install(checkout)
-    assert time.monotonic() - started < BUILD_LIMIT
-    assert "torch reference" not in said
-    assert list((target / "mappa_kernels").glob("_C*.so"))
-    assert "instruction_set" in run("import mappa_kernels.cpu as c; print(c.description())", target)
+    before = os.times()
+    wheel, said = build(checkout, project)
+    after = os.times()
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    assert spent < BUILD_LIMIT
+    assert "torch reference" not in said and "none-any" not in wheel.name
+    (extension,) = packaged(wheel) - sources(project)
+    assert extension.startswith("mappa_kernels/_C.") and extension.endswith(".so")
+    assert compute(wheel) == ("cpu", "None")

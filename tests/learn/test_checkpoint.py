@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mappa.errors import AdapterError, CheckpointError
+from mappa.errors import AdapterError, CheckpointError, DiskError
 from mappa.learn import Learner, checkpoint
 from mappa.learn.adapters import read_adapter
 from tests.learn.helpers import ROLES, make_samples, relative_error
@@ -53,6 +54,21 @@ def test_damage_is_refused_by_name_and_the_one_before_is_used(tiny_model: Path, 
         Learner.load(tmp_path / "step-000003", settings(tiny_model))
     checkpoint.prune(tmp_path, 1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000003"]
+
+
+@pytest.mark.parametrize("room", [20_000, 100_000], ids=["in an adapter", "in the moments"])
+def test_a_full_disk_leaves_the_last_checkpoint_whole(tiny_model: Path, tmp_path: Path, room: int) -> None:
+    """The limit on the size of a file stands for a full disk: the same write fails."""
+    learner = Learner(settings(tiny_model))
+    learner.save(tmp_path / "step-000000")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises(DiskError, match=r"step-000000 cannot be written: .*free disk space"):
+            learner.save(tmp_path / "step-000000")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert checkpoint.latest(tmp_path) == (tmp_path / "step-000000", [])
 
 
 def test_other_settings_are_refused(tiny_model: Path, tmp_path: Path) -> None:

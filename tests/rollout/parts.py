@@ -11,7 +11,7 @@ from typing import Any
 from bench.parts import virtual
 from bench.parts.rollout_simulation import Text, make_jobs
 from mappa.coach import ActionContext
-from mappa.errors import CoachError, SamplerError
+from mappa.errors import CoachError, SamplerError, ServerError
 from mappa.journal import Journal
 from mappa.rollout.budget import Budget, WorkLeft
 from mappa.rollout.published import Published
@@ -56,6 +56,8 @@ class World:
         self.most = 0
         """Requests at the same time."""
         self.broken: set[str] = set()
+        self.gone = False
+        """No server is left."""
         self.stopped: str | None = None
         self._at_once = 0
         self._seconds = generate, tool, coach
@@ -72,6 +74,8 @@ class World:
             self._at_once -= 1
         if request_id in self.broken:
             raise SamplerError(f"no answer for {request_id}")
+        if self.gone:
+            raise ServerError("every server is lost for good")
         self.generated[request_id] += 1
         return Generation(
             output_ids=(params.seed % 1000, 1), logprobs=(-(params.seed % 7) / 3, -0.5), finish_reason="stop"

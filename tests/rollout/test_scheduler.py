@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from bench.parts.rollout_simulation import Text
-from mappa.errors import JournalError
+from mappa.errors import JournalError, ServerError
 from mappa.journal import Journal, read_episodes, read_spans
 from mappa.rollout.samples import samples_of, staleness
 from mappa.rollout.scheduler import Scheduler
@@ -145,6 +145,22 @@ def test_an_episode_that_fails_is_lost_with_its_reason_and_the_others_are_not(tm
     lost, kept = play(tmp_path, story)
     assert lost.error == "SamplerError: no answer for 1-0/critic/0" and kept.error is None
     assert {sample.source[:3] for sample in samples_of([lost, kept], group_by="role")} == {"1-1"}
+
+
+def test_when_no_server_is_left_the_run_stops_and_no_episode_is_lost(tmp_path: Path) -> None:
+    world = World()
+
+    async def first(journal: Journal) -> None:
+        world.gone = True
+        await _run(world, journal, tmp_path, 3)
+
+    async def second(journal: Journal) -> list[Episode] | None:
+        world.gone = False
+        return await _run(world, journal, tmp_path, 3)
+
+    with pytest.raises(ServerError, match="lost for good"):
+        play(tmp_path, first)
+    assert [episode.error for episode in play(tmp_path, second)] == [None] * 3
 
 
 def test_a_drained_batch_begins_nothing_more_and_goes_on_later(tmp_path: Path) -> None:
