@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct
 
 from mappa.errors import JournalError
 from mappa.journal.schema import connect
@@ -20,10 +20,6 @@ select role from (select role, ordinal from actions order by id desc limit 1000)
 """In the order in which they act."""
 
 
-class _Learn(Struct):
-    group_by: str = "role"
-
-
 class Settings(Struct):
     """What the page needs of a run's config; whatever else that has is passed over."""
 
@@ -32,7 +28,6 @@ class Settings(Struct):
     system: str = ""
     seed: int = 0
     steps: int = 0
-    learn: _Learn = field(default_factory=_Learn)
 
 
 class Comparison(Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from msgspec import Struct
 
 from mappa.config import cache_home
 from mappa.errors import ModelError
-from mappa.journal import read_action
+from mappa.journal import read_action, read_advantages
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -20,10 +21,12 @@ MOST = 4000
 
 
 class Piece(Struct, frozen=True, array_like=True):
-    """Some text and the log-prob of the token that completed it; None where no single token did."""
+    """Some text, and log-prob and advantage of the token that completed it: None where no single token did, or where
+    the learner has not learned from it."""
 
     text: str
     logprob: float | None
+    advantage: float | None
 
 
 class Tokens(Struct, frozen=True):
@@ -38,20 +41,23 @@ def tokens_of(journal: Path, model: str, episode: str, ordinal: int) -> Tokens:
     action = read_action(journal, episode, ordinal)
     tokenizer = _tokenizer(model)
     prompt = tokenizer.decode(list(action.prompt_ids), skip_special_tokens=False)
-    return Tokens(prompt, _pieces(tokenizer, action.output_ids, action.logprobs))
+    advantages = read_advantages(journal, f"{episode}/{action.role}/{action.turn}")
+    return Tokens(prompt, _pieces(tokenizer, action.output_ids, action.logprobs, advantages))
 
 
-def _pieces(tokenizer: Tokenizer, ids: tuple[int, ...], logprobs: tuple[float, ...]) -> list[Piece]:
+def _pieces(
+    tokenizer: Tokenizer, ids: Sequence[int], logprobs: Sequence[float], advantages: Sequence[float] | None
+) -> list[Piece]:
     """A character may take several tokens: they are one piece."""
     from tokenizers.decoders import DecodeStream
 
     stream = DecodeStream(skip_special_tokens=False)
     found = []
-    for id, logprob in zip(ids[:MOST], logprobs, strict=False):
+    for place, (id, logprob) in enumerate(zip(ids[:MOST], logprobs, strict=False)):
         if (text := stream.step(tokenizer, id)) is not None:
-            found.append(Piece(text, logprob))
+            found.append(Piece(text, round(logprob, 4), None if advantages is None else round(advantages[place], 4)))
     if rest := list(ids[MOST:]):
-        found.append(Piece(tokenizer.decode(rest, skip_special_tokens=False), None))
+        found.append(Piece(tokenizer.decode(rest, skip_special_tokens=False), None, None))
     return found
 
 
