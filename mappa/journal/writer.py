@@ -132,7 +132,7 @@ class Journal:
     def add_learned(
         self, step: int, source: str, advantages: Sequence[float], *, kl: float | None, entropy: float | None
     ) -> None:
-        """What the learner made of an action, EPISODE/ROLE/TURN. One of a step that is run again is put in its place."""
+        """What the learner made of an action, EPISODE/ROLE/TURN; of a step that is run again, what it makes now."""
         now, mean = time.time(), fmean(advantages)
         self._put(
             "insert or replace into learned values (?,?,?,?,?,?,?,?)",

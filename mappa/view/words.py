@@ -61,20 +61,27 @@ def _pieces(
     return found
 
 
-@lru_cache(maxsize=1)
-def _tokenizer(model: str) -> Tokenizer:
-    from tokenizers import Tokenizer
-
+@lru_cache(maxsize=8)
+def tokenizer_file(model: str) -> Path | None:
+    """The tokenizer.json of a base, where it is on this machine."""
     for folder in (Path(model), cache_home() / "models" / model):
         if (path := folder / "tokenizer.json").is_file():
-            return Tokenizer.from_file(str(path))
+            return path
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
         cached = try_to_load_from_cache(model, "tokenizer.json")
     except HFValidationError:  # a folder that is gone
-        cached = None
-    if isinstance(cached, str):
-        return Tokenizer.from_file(cached)
-    raise ModelError(f"no tokenizer.json of {model!r} is on this machine; put the base model where the run had it")
+        return None
+    return Path(cached) if isinstance(cached, str) else None
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(model: str) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    path = tokenizer_file(model)
+    if path is None:
+        raise ModelError(f"no tokenizer.json of {model!r} is on this machine; put the base model where the run had it")
+    return Tokenizer.from_file(str(path))

@@ -34,10 +34,18 @@ MILDER = 0.2
 """Points by which the coach scores its anchors higher with every step."""
 
 
-def write_run(folder: Path, *, steps: int = 4, episodes: int = 12, words: int = 60, seed: int = 0) -> Path:
+def write_run(
+    folder: Path,
+    *,
+    steps: int = 4,
+    episodes: int = 12,
+    words: int = 60,
+    seed: int = 0,
+    model: str = "no-such-model",
+) -> Path:
     """A finished run: `steps` steps of `episodes` training episodes, and evaluations before and after."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = Config(name=folder.name, steps=steps, model="no-such-model", seed=seed)
+    config = Config(name=folder.name, steps=steps, model=model, seed=seed)
     draw = random.Random(seed)
     with Journal(folder / "journal.sqlite", config) as journal:
         for phase, version in (("base", 0), ("trained", steps)):
@@ -131,7 +139,7 @@ def _episode(
 def _action(role: str, version: str, text: str, first: int = 7) -> Action:
     return Action(
         role=role, turn=0, adapter=f"{role}@{version}", prompt_ids=tuple(range(300)),
-        output_ids=(first % 60_000, *range(80)), logprobs=(-0.5,) * 81, finish_reason="stop", text=text,
+        output_ids=(first % 256, *range(80)), logprobs=(-0.5,) * 81, finish_reason="stop", text=text,
     )  # fmt: skip
 
 
@@ -154,7 +162,9 @@ def _step(journal: Journal, step: int, episodes: int) -> None:
     journal.add_span(Span("publish", "", "", 0, ended - 2, ended - 1))
     for role in ROLES:
         journal.add_publish(f"{role}@{step}", role, step)
-    numbers = RoleMetrics(actions=episodes, score=5.0, success=0.5, kl=0.01 * step, entropy=1.0 / step, loss=0.1, grad_norm=0.1)
+    numbers = RoleMetrics(
+        actions=episodes, score=5.0, success=0.5, kl=0.01 * step, entropy=1.0 / step, loss=0.1, grad_norm=0.1
+    )  # fmt: skip
     metrics = StepMetrics(
         step=step, episodes=episodes, success=0.1 * step, roles=dict.fromkeys(ROLES, numbers),
         seconds=Seconds(generate=30, execute=10, learn=18, publish=1, other=1),
