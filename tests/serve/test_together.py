@@ -60,7 +60,7 @@ def test_alone_and_in_company_bit_for_bit(
     """Log-probs, loss and the weights after the step; one client has a single token, and all have different ranks."""
     bench = Bench(request.getfixturevalue(family), budget)
     count, together = bench.run(*(bench.request(index) for index in range(4)))
-    assert count == 1 if passes == 1 else count >= passes, "what fits into one pass is one: four models, one packed step"
+    assert count == 1 if passes == 1 else count >= passes, "four models, one packed step"
     lone_passes = 0
     for index, ours in enumerate(together):
         count, (alone,) = bench.run(bench.request(index))
