@@ -73,14 +73,14 @@ function digits(size) {
   while (places < 8 && Math.abs(size * 10 ** places - Math.round(size * 10 ** places)) > 1e-6 * size * 10 ** places) places++;
   return places;
 }
-const plain = (x) => (Number.isInteger(x) || Math.abs(x) >= 1000 ? Math.round(x).toLocaleString("en-US") : Math.abs(x) >= 100 ? x.toFixed(0) : Math.abs(x) < 1e-4 ? x.toExponential(1) : `${Number(x.toPrecision(3))}`);
+const plain = (x) => (Number.isInteger(x) || Math.abs(x) >= 1000 ? Math.round(x).toLocaleString("en-US") : Math.abs(x) >= 100 ? x.toFixed(0) : Math.abs(x) < 1e-4 ? x.toExponential(1) : `${Number(x.toPrecision(3))}`).replace(/^-/, "−");
 const signed = (x, places = 2) => `${Number(x.toFixed(places)) === 0 ? "" : x < 0 ? "−" : "+"}${Math.abs(x).toFixed(places)}`;
 // `size` is the distance between an axis's marks, where the number is one of them.
 const FORMS = {
   share: (x, size) => `${(100 * x).toFixed(size ? digits(100 * size) : 0)} %`,
   number: (x, size) => (size ? x.toLocaleString("en-US", { minimumFractionDigits: digits(size), maximumFractionDigits: digits(size) }).replace("-", "−") : plain(x)),
   dollars: (x, size) => `$${x.toFixed(Math.max(2, digits(size || 1)))}`,
-  seconds: (x, size) => (size ? `${x.toFixed(digits(size))} s` : x < 120 ? `${x.toPrecision(3)} s` : `${Math.floor(x / 60)} min ${Math.round(x % 60)} s`),
+  seconds: (x, size) => (size ? `${x.toFixed(digits(size))} s` : x < 0.1 ? `${plain(1000 * x)} ms` : x < 120 ? `${x.toPrecision(3)} s` : `${Math.floor(x / 60)} min ${Math.round(x % 60)} s`),
   points: (x, size) => signed(x, size ? digits(size) : 2),
 };
 const orDash = (x, form) => (x === null || x === undefined ? "–" : form(x));
