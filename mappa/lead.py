@@ -200,6 +200,8 @@ class Lead:
         )
         metrics = step_metrics(self._episodes, report, seconds, measured.count.tokens, rollout, self._review)
         append_metrics(self.run.metrics, metrics)
+        for one in report.samples:
+            self.journal.add_learned(report.step, one.source, one.advantages, kl=one.kl, entropy=one.entropy)
         self.journal.add_step(report.step, msgspec.json.encode(metrics).decode())
         self.loggers.write(metrics)
         self.journal.flush()

@@ -15,7 +15,7 @@ import pytest
 from mappa.config import load_config
 from mappa.errors import ConfigError
 from mappa.evaluate import adapters_folder
-from mappa.journal import read_episodes
+from mappa.journal import read_advantages, read_episodes
 from mappa.learn.adapters import read_adapter
 from mappa.observe.metrics import read_metrics
 from mappa.run import tasks_of_step
@@ -80,6 +80,9 @@ def check_finished(folder: Path, model: Path, steps: int, episodes: int) -> None
             assert action.adapter == f"{action.role}@{episode.step - 1}"
             assert action.verdict is not None and action.evidence is not None
             assert len(action.output_ids) == len(action.logprobs)
+            found = read_advantages(folder / "journal.sqlite", f"{episode.id}/{action.role}/{action.turn}")
+            masked = action.finish_reason == "length" or action.verdict.score is None
+            assert found is None if masked else found is not None and len(found) == len(action.output_ids)
     assert (folder / "curves.png").stat().st_size > 1000
     assert b'"comparisons":[{' in (folder / "report.html").read_bytes()
     for role, path in summary["adapters"].items():

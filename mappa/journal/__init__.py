@@ -11,6 +11,7 @@ read_episodes(path), read_spans(path), read_config(path)    # of any journal, al
 from mappa.journal.codec import Entry, Observation, Record, Span
 from mappa.journal.reader import (
     read_action,
+    read_advantages,
     read_call,
     read_calls,
     read_config,
@@ -32,6 +33,7 @@ __all__ = [
     "Record",
     "Span",
     "read_action",
+    "read_advantages",
     "read_call",
     "read_calls",
     "read_config",

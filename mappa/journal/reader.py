@@ -21,7 +21,7 @@ from mappa.journal.codec import (
     unpack_ids,
     unpack_logprobs,
 )
-from mappa.journal.schema import connect
+from mappa.journal.schema import connect, has_table
 from mappa.types import Action, Episode, Outcome
 
 _COLUMNS = "id, task, kind, seed, step, outcome, error, state"
@@ -86,9 +86,18 @@ def read_calls(path: Path) -> dict[str, tuple[int, float]]:
 def read_reviews(path: Path) -> dict[int, bytes]:
     """What the watch over the coach kept, by step, in order."""
     with closing(connect(path)) as connection:
-        if connection.execute("select 1 from sqlite_master where name='reviews'").fetchone() is None:
+        if not has_table(connection, "reviews"):
             return {}  # a run of before there was a watch
         return dict(connection.execute("select step, data from reviews order by step").fetchall())
+
+
+def read_advantages(path: Path, source: str) -> tuple[float, ...] | None:
+    """Of each token of an action, EPISODE/ROLE/TURN, as the learner had them; None where it did not learn from it."""
+    with closing(connect(path)) as connection:
+        if not has_table(connection, "learned"):
+            return None
+        found = connection.execute("select advantages from learned where source=?", (source,)).fetchone()
+    return None if found is None else unpack_logprobs(found[0])
 
 
 def read_call(path: Path, key: str) -> bytes:

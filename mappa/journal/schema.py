@@ -8,6 +8,7 @@
     publishes   adapter versions
     steps       one row per update with its metrics
     reviews     one row per step with what the watch over the coach is rebuilt from
+    learned     one row per action that was learned from: the advantages of its tokens, and what the learner saw of it
     spans       what happened when, for the timeline
     calls       one row per reply that a coach bought, by the key of all it depends on
 
@@ -47,6 +48,8 @@ create table if not exists publishes (adapter text primary key, role text not nu
     time real not null);
 create table if not exists steps (step integer primary key, metrics text not null, time real not null);
 create table if not exists reviews (step integer primary key, data blob not null, time real not null);
+create table if not exists learned (source text primary key, step integer not null, tokens integer not null,
+    advantage real not null, kl real, entropy real, advantages blob not null, time real not null);
 create table if not exists spans (kind text not null, episode text not null, role text not null, turn integer not null,
     began real not null, ended real not null);
 create table if not exists calls (key text primary key, tokens integer not null, dollars real not null,
@@ -87,14 +90,19 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def has_table(connection: sqlite3.Connection, name: str) -> bool:
+    """Whether a journal has a table: those of before there was one are read all the same."""
+    return connection.execute("select 1 from sqlite_master where name=?", (name,)).fetchone() is not None
+
+
 def check(connection: sqlite3.Connection, path: Path, config: Config | None) -> None:
     """Raise JournalError unless the file has this schema and, where one is given, this config."""
     stamp = dict(connection.execute("select key, value from meta").fetchall())
     found = stamp.get("schema")
     if found != str(SCHEMA):
+        way = "run with --fresh, or use" if config is not None else "look at it with"
         raise JournalError(
-            f"{path} was written with schema {found}, this version knows {SCHEMA}; run with --fresh, or use the "
-            "version that wrote it"
+            f"{path} was written with schema {found}, this version knows {SCHEMA}; {way} the version that wrote it"
         )
     if config is None or not stamp.get("config"):
         return

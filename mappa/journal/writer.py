@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from types import TracebackType
 
 import msgspec
@@ -127,6 +128,16 @@ class Journal:
         """What the watch over the coach kept of a step. One that is known already stays as it is."""
         row = (step, data, time.time())
         self._put("insert or ignore into reviews values (?,?,?)", lambda: row)
+
+    def add_learned(
+        self, step: int, source: str, advantages: Sequence[float], *, kl: float | None, entropy: float | None
+    ) -> None:
+        """What the learner made of an action, EPISODE/ROLE/TURN; of a step that is run again, what it makes now."""
+        now, mean = time.time(), fmean(advantages)
+        self._put(
+            "insert or replace into learned values (?,?,?,?,?,?,?,?)",
+            lambda: (source, step, len(advantages), mean, kl, entropy, pack_logprobs(advantages), now),
+        )
 
     def add_span(self, span: Span) -> None:
         self._put("insert into spans values (?,?,?,?,?,?)", lambda: msgspec.structs.astuple(span))

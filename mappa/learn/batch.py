@@ -23,6 +23,8 @@ from mappa_kernels.advantage import SMALLEST_STD
 class Part(Struct, frozen=True, kw_only=True):
     """A sample as it enters the loss, with a number per action token of each kind."""
 
+    index: int
+    """Of the sample among those of the step."""
     sample: Sample
     advantage: torch.Tensor
     kl: torch.Tensor
@@ -140,7 +142,9 @@ def live(
         else:
             continue
         before = None if old is None else old[index][tokens]
-        parts.append(Part(sample=chosen, advantage=advantages[index][tokens], kl=kl[index][tokens], old=before))
+        parts.append(
+            Part(index=index, sample=chosen, advantage=advantages[index][tokens], kl=kl[index][tokens], old=before)
+        )
     return parts
 
 

@@ -235,6 +235,9 @@ class Learner:
             tokens_unshared=whole,
             seconds={},
             peak_memory_gb=peak_memory_gb(),
+            samples=tally.learned(
+                chosen, advantages, kl if self.config.beta > 0 else None, [part.index for part in parts]
+            ),
         )
 
     def _accept(self, samples: Sequence[Sample]) -> list[Sample]:

@@ -90,6 +90,7 @@ class Policy(nn.Module):
         logprob, entropy = self.logprobs(item)
         value, metrics = summed_loss(logprob, replace(loss, entropy=entropy), self.config, coefficients)
         tally.add_pass(metrics)
+        tally.add_entropy(item.split(entropy))
         return value, logprob.detach()
 
     @torch.no_grad()

@@ -66,6 +66,15 @@ def union(items: Sequence[T]) -> list[T]:
     return sorted({item for part in gathered for item in part})
 
 
+def gather(items: Sequence[T]) -> list[T]:
+    """The items of all ranks, by rank, on rank 0; elsewhere none."""
+    if world_size() == 1:
+        return list(items)
+    gathered: list[Any] | None = [None] * world_size() if rank() == 0 else None
+    dist.gather_object(list(items), gathered, dst=0)
+    return [item for part in gathered or () for item in part]
+
+
 def scatter(shares: Sequence[T] | None) -> T:
     """Rank 0 gives one item per rank; every rank returns its own."""
     if world_size() == 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from msgspec import Struct
@@ -40,6 +40,19 @@ class RoleReport(Struct, frozen=True, kw_only=True):
     lr: float
 
 
+class Learned(Struct, frozen=True, kw_only=True):
+    """One sample as it was learned from."""
+
+    source: str
+    """The sample's."""
+    advantages: tuple[float, ...]
+    """Of each action token, as it entered the loss."""
+    kl: float | None
+    """Mean of log pi - log pi_ref over them; None where beta is 0."""
+    entropy: float | None
+    """Mean of the policy's over them before the update; None where no advantage differed from 0."""
+
+
 class LearnReport(Struct, frozen=True, kw_only=True):
     """One update."""
 
@@ -55,6 +68,8 @@ class LearnReport(Struct, frozen=True, kw_only=True):
     """This rank's time by part: attention, linear, lm_head, optimizer, other. On a GPU, of launching."""
     peak_memory_gb: float
     """Most memory this rank has held so far: of the GPU where there is one, else of the process. GiB."""
+    samples: tuple[Learned, ...]
+    """Of all ranks on rank 0, elsewhere none; those that were left out are not among them."""
 
 
 def peak_memory_gb() -> float:
@@ -75,6 +90,7 @@ class Tally:
     def __init__(self, roles: Sequence[str]) -> None:
         self.roles = roles
         self._sums = torch.zeros(len(roles), len(self._COLUMNS), dtype=torch.float64)
+        self._entropy: dict[int, float] = {}
 
     def add_pass(self, metrics: Mapping[str, torch.Tensor]) -> None:
         """Metrics of one pass's loss, by role."""
@@ -83,6 +99,11 @@ class Tally:
             self._column(name)[:] += metrics[name].double().cpu() * tokens
         self._column("loss")[:] += metrics["loss"].double().cpu()
         self._column("tokens")[:] += tokens
+
+    def add_entropy(self, parts: Iterable[tuple[int, torch.Tensor]]) -> None:
+        """Of the action tokens of a pass, by the index of their part; the first pass over a part counts."""
+        for index, values in parts:
+            self._entropy.setdefault(index, float(values.double().mean()))
 
     def add_samples(
         self,
@@ -135,6 +156,27 @@ class Tally:
                 lr=rates[role],
             )
         return result
+
+    def learned(
+        self,
+        chosen: Sequence[Sample],
+        advantages: Sequence[torch.Tensor],
+        kl: Sequence[torch.Tensor] | None,
+        parts: Sequence[int],
+    ) -> tuple[Learned, ...]:
+        """What was made of each sample. `kl` is None where beta is 0; `parts` are the indices of those with a gradient.
+        Collective."""
+        entropy = {parts[part]: value for part, value in self._entropy.items()}
+        mine = [
+            Learned(
+                source=sample.source,
+                advantages=tuple(advantage.tolist()),
+                kl=None if kl is None else float(kl[index].double().mean()),
+                entropy=entropy.get(index),
+            )
+            for index, (sample, advantage) in enumerate(zip(chosen, advantages, strict=True))
+        ]
+        return tuple(ranks.gather(mine))
 
     def _column(self, name: str) -> torch.Tensor:
         return self._sums[:, self._COLUMNS.index(name)]

@@ -6,6 +6,7 @@
     actions.py      actions by what is remarkable about them
     episode.py      one episode, from what a role saw to what came of it
     bias.py         the score gap between kinds on actions of equal outcome
+    drift.py        how the coach scores its frozen anchors over the steps, and its alarms
     lanes.py        who was at work when
     overview.py     what the run is, and how it went before and after
     answers.py      every question the page may ask, by its path

@@ -16,6 +16,7 @@ from mappa.view.actions import list_actions
 from mappa.view.bias import bias_board
 from mappa.view.catalogue import Catalogue
 from mappa.view.curves import Curves
+from mappa.view.drift import drifts
 from mappa.view.episode import episode_page
 from mappa.view.lanes import lanes
 from mappa.view.overview import overview, settings
@@ -52,11 +53,12 @@ class Answers:
             "run": lambda _: overview(folder, self.catalogue, self.settings),
             "curves": lambda query: self._curves.since(_number(query, "since")),
             "actions": self._actions,
-            "episode": lambda query: episode_page(self.catalogue, query["id"], self.settings.learn.group_by),
+            "episode": lambda query: episode_page(self.catalogue, query["id"]),
             "tokens": lambda query: tokens_of(
                 self.journal, self.settings.model, query["id"], _number(query, "ordinal")
             ),
             "bias": lambda query: bias_board(self.catalogue, _number(query, "last")),
+            "drift": lambda _: drifts(self.catalogue),
             "lanes": lambda query: lanes(self.catalogue, _number(query, "step")),
         }
 

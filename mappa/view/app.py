@@ -30,12 +30,16 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+_SCRIPTS = ("base", "charts", "run", "actions", "episode", "bias", "timeline", "page")
+"""Files that app.js is made of, in their order."""
 _TYPES = {"index.html": "text/html", "app.css": "text/css", "app.js": "text/javascript"}
 
 
 def static(name: str) -> str:
-    """A file of the page."""
-    return (files("mappa.view") / "static" / name).read_text(encoding="utf-8")
+    """A file of the page; `app.js` is all of its scripts in one."""
+    folder = files("mappa.view") / "static"
+    names = [f"{part}.js" for part in _SCRIPTS] if name == "app.js" else [name]
+    return "\n".join((folder / part).read_text(encoding="utf-8") for part in names)
 
 
 def make_app(answers: Answers) -> Starlette:

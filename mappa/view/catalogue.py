@@ -16,7 +16,7 @@ from typing import Any
 
 from mappa.coach.matching import quality_of
 from mappa.journal.codec import decode_observation, decode_verdict
-from mappa.journal.schema import connect
+from mappa.journal.schema import connect, has_table
 from mappa.types import Evidence, ExecutionResult, Verdict
 from mappa.view.suspects import suspicion
 
@@ -43,6 +43,7 @@ create index actions_by_step on actions (phase, step, role, kind, task, score, m
     truncated, tool, tool_error, digest);
 create index actions_matched on actions (phase, role, kind, step, task, score, quality, success)
     where score is not null and quality is not null;
+create table learned (source text primary key, tokens integer, advantage real, kl real, entropy real);
 create table steps (step integer primary key, metrics text, time real);
 create table spans (kind text, step integer, began real, ended real);
 create index spans_by_end on spans (ended, began, kind);
@@ -59,6 +60,7 @@ from actions a join episodes e on e.id = a.episode
     left join results r on r.episode = a.episode and r.ordinal = a.ordinal
     left join verdicts v on v.episode = a.episode and v.ordinal = a.ordinal
 """
+_LEARNED = "select l.rowid, l.step, l.source, l.tokens, l.advantage, l.kl, l.entropy from learned l where l.rowid"
 _SPANS = "select s.rowid, s.kind, e.step, s.began, s.ended from spans s left join episodes e on e.id = s.episode"
 
 
@@ -75,6 +77,7 @@ class Catalogue:
         with closing(connect(path)) as journal:
             self._actions = _Window(journal, "actions")
             self._spans = _Window(journal, "spans")
+            self._learned = _Window(journal, "learned") if has_table(journal, "learned") else None
         self._episodes = self._calls = 0
         self._running: list[str] = []
         self._steps_time = 0.0
@@ -108,11 +111,12 @@ class Catalogue:
             found = self._take_episodes(journal)
             found += self._take_actions(journal)
             found += self._take_spans(journal)
+            found += self._take_learned(journal)
             found += self._take_steps_and_calls(journal)
         if found:
             self.changes += 1
             self.touched |= dict.fromkeys(self._fresh, self.changes)
-        return self._actions.low > 0 or self._spans.low > 0
+        return any(window.low > 0 for window in (self._actions, self._spans, self._learned) if window is not None)
 
     def _take_episodes(self, journal: sqlite3.Connection) -> int:
         """New ones, and those that were running: their rows alone are ever changed."""
@@ -144,6 +148,14 @@ class Catalogue:
         new, old = self._spans.take(journal, f"{_SPANS} where s.rowid", _SPANS_PER_ACTION * BATCH)
         self._put("spans", [row[1:] for row in (*new, *old)])
         self._fresh |= {row[2] for row in (*new, *old) if row[2]}
+        return len(new) + len(old)
+
+    def _take_learned(self, journal: sqlite3.Connection) -> int:
+        if self._learned is None:
+            return 0
+        new, old = self._learned.take(journal, _LEARNED, BATCH)
+        self._put("learned", [row[2:] for row in (*old, *new)])
+        self._fresh |= {row[1] for row in (*new, *old)}
         return len(new) + len(old)
 
     def _take_steps_and_calls(self, journal: sqlite3.Connection) -> int:

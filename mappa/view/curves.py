@@ -1,13 +1,14 @@
 """Per step, role and kind of task: what was scored, measured and spent, with intervals.
 
 Actions on one task are alike, so the 95 % interval of a mean is that of its cluster-robust standard error over tasks; a
-share's is never narrower than Wilson's. What the learner and the coach report per step has none.
+share's is never narrower than Wilson's, that of distinct actions is the jackknife's. KL and entropy are means over
+tokens, from what the learner made of each action. What it and the coach report only per step has no interval.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from statistics import median
 
@@ -31,12 +32,13 @@ from actions where phase='train' and step = ? group by role, kind, task
 _TEAM = (
     "select count(*), total(success) from episodes where phase='train' and step = ? and state = 'done' group by task"
 )
-_DISTINCT = """
-select role, kind, count(distinct digest) * 1.0 / count(*) from actions where phase='train' and step = ?
-group by role, kind
-union all
-select role, '', count(distinct digest) * 1.0 / count(*) from actions where phase='train' and step = ? group by role
+_LEARNED_MEANS = """
+select a.role, a.kind, total(l.tokens) filter (where l.kl is not null), total(l.kl * l.tokens),
+    total(l.tokens) filter (where l.entropy is not null), total(l.entropy * l.tokens)
+from actions a cross join learned l on l.source = a.episode || '/' || a.role || '/' || a.turn
+where a.phase='train' and a.step = ? group by a.role, a.kind, a.task
 """
+_DIGESTS = "select role, kind, task, digest from actions where phase='train' and step = ?"
 _CALLS = """
 select count(*), total(tokens), total(dollars) from calls where
     time > (select coalesce(max(time), 0) from steps where step < :step) and
@@ -80,12 +82,12 @@ class Curves:
         """Take in what the catalogue has read. For one thread at a time."""
         now = self._catalogue.changes
         for step in [step for step, change in self._catalogue.touched.items() if change > self._seen]:
-            self._steps[step] = [
-                *_measured(self._catalogue, step),
-                *_distinct(self._catalogue, step),
-                *_reported(self._catalogue, step),
-                *_coach(self._catalogue, step),
-            ]
+            found = dict(_reported(self._catalogue, step))
+            found |= dict(_learned(self._catalogue, step))  # with intervals, in the place of those without
+            found |= dict(_measured(self._catalogue, step))
+            found |= dict(_distinct(self._catalogue, step))
+            found |= dict(_coach(self._catalogue, step))
+            self._steps[step] = list(found.items())
         self._seen = now
 
     def since(self, step: int = 0) -> list[Curve]:
@@ -98,7 +100,7 @@ class Curves:
         return [Curve(*key, points) for key, points in sorted(found.items())]
 
 
-def mean_interval(groups: Sequence[tuple[int, float]], *, share: bool) -> tuple[float, float, float]:
+def mean_interval(groups: Sequence[tuple[float, float]], *, share: bool) -> tuple[float, float, float]:
     """(mean, low, high) from each task's (count, sum), counts above 0.
 
     One task alone says nothing of others: its interval is Wilson's where it is a share, else it has no width.
@@ -109,9 +111,24 @@ def mean_interval(groups: Sequence[tuple[int, float]], *, share: bool) -> tuple[
     half = _Z * math.sqrt(squares * len(groups) / max(1, len(groups) - 1)) / n
     low, high = mean - half, mean + half
     if share:
-        least, most = wilson_interval(round(mean * n), n)
+        least, most = wilson_interval(round(mean * n), round(n))
         low, high = max(0.0, min(low, least)), min(1.0, max(high, most))
     return mean, low, high
+
+
+def distinct_interval(tasks: Sequence[Sequence[int]]) -> tuple[float, float, float]:
+    """(share, low, high) of different actions among all, from each task's digests: the error is the jackknife's that
+    leaves out one task after the other. One task alone says nothing of others: no width."""
+    holders: Counter[int] = Counter(digest for task in tasks for digest in set(task))
+    n, k = sum(map(len, tasks)), len(tasks)
+    share = len(holders) / n
+    if k < 2:
+        return share, share, share
+    own = [sum(holders[digest] == 1 for digest in set(task)) for task in tasks]
+    without = [(len(holders) - mine) / (n - len(task)) for task, mine in zip(tasks, own, strict=True)]
+    mean = sum(without) / k
+    half = _Z * math.sqrt((k - 1) / k * sum((value - mean) ** 2 for value in without))
+    return share, max(0.0, share - half), min(1.0, share + half)
 
 
 def _measured(catalogue: Catalogue, step: int) -> Iterator[tuple[Key, Point]]:
@@ -128,8 +145,24 @@ def _measured(catalogue: Catalogue, step: int) -> Iterator[tuple[Key, Point]]:
 
 
 def _distinct(catalogue: Catalogue, step: int) -> Iterator[tuple[Key, Point]]:
-    for role, kind, share in catalogue.rows(_DISTINCT, (step, step)):
-        yield ("distinct", role, kind), Point(step, share)
+    cells: dict[Key, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for role, kind, task, digest in catalogue.rows(_DIGESTS, (step,)):
+        cells["distinct", role, kind][task].append(digest)
+        cells["distinct", role, ""][task].append(digest)
+    for key, tasks in cells.items():
+        yield key, Point(step, *distinct_interval(list(tasks.values())))
+
+
+def _learned(catalogue: Catalogue, step: int) -> Iterator[tuple[Key, Point]]:
+    """KL to the base and entropy, nats per token."""
+    cells: dict[Key, list[tuple[float, float]]] = defaultdict(list)
+    for role, kind, *numbers in catalogue.rows(_LEARNED_MEANS, (step,)):
+        for name, count, total in zip(("kl", "entropy"), numbers[::2], numbers[1::2], strict=True):
+            if count:
+                cells[name, role, kind].append((count, total))
+                cells[name, role, ""].append((count, total))
+    for key, groups in cells.items():
+        yield key, Point(step, *mean_interval(groups, share=False))
 
 
 def _reported(catalogue: Catalogue, step: int) -> Iterator[tuple[Key, Point]]:

@@ -48,8 +48,11 @@ class ActionPage(Struct, frozen=True, kw_only=True):
     quality: float | None
     verdict: Verdict | None
     advantage: float | None
-    """How far its score lies above the mean of its role in its step, in standard deviations: the score's part of the
-    advantage of each of its tokens. The part of the KL is not journaled."""
+    """Mean over its tokens as the learner had them; None where it has not learned from it."""
+    kl: float | None
+    """Mean log pi - log pi_ref over its tokens, nats."""
+    entropy: float | None
+    """The policy's, mean over its tokens, nats."""
     suspect: str | None
     used: list[str]
     """Files that were there before it and that its code names."""
@@ -71,7 +74,7 @@ class EpisodePage(Struct, frozen=True, kw_only=True):
     siblings: list[Sibling]
 
 
-def episode_page(catalogue: Catalogue, id: str, group_by: str = "role") -> EpisodePage:
+def episode_page(catalogue: Catalogue, id: str) -> EpisodePage:
     """Raises KeyError for an episode that the journal has not."""
     phase, record = read_record(catalogue.path, id)
     episode = record.episode
@@ -85,7 +88,7 @@ def episode_page(catalogue: Catalogue, id: str, group_by: str = "role") -> Episo
         state=record.state,
         error=None if episode.error is None else cut(episode.error),
         outcome=episode.outcome,
-        actions=_actions(catalogue, record, group_by),
+        actions=_actions(catalogue, record),
         siblings=_siblings(catalogue, episode.task),
     )
 
@@ -95,7 +98,7 @@ def cut(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}\n[{len(text) - LONGEST} more characters]"
 
 
-def _actions(catalogue: Catalogue, record: Record, group_by: str) -> list[ActionPage]:
+def _actions(catalogue: Catalogue, record: Record) -> list[ActionPage]:
     pages: list[ActionPage] = []
     there: set[str] = set()
     for ordinal, entry in record.entries.items():
@@ -103,13 +106,14 @@ def _actions(catalogue: Catalogue, record: Record, group_by: str) -> list[Action
         execution = entry.action.execution
         made = {*execution.created, *execution.changed} if execution is not None else set()
         known = (there or files) - (made if not there else set())  # before the first action: what it did not make
-        pages.append(_action(catalogue, record, ordinal, entry, group_by, used=_named(known, entry), made=sorted(made)))
+        learned = _learned(catalogue, f"{record.episode.id}/{entry.action.role}/{entry.action.turn}")
+        pages.append(_action(ordinal, entry, learned, used=_named(known, entry), made=sorted(made)))
         there = files | there
     return pages
 
 
 def _action(
-    catalogue: Catalogue, record: Record, ordinal: int, entry: Entry, group_by: str, *, used: list[str], made: list[str]
+    ordinal: int, entry: Entry, learned: dict[str, float | None], *, used: list[str], made: list[str]
 ) -> ActionPage:
     action = entry.action
     score = None if action.verdict is None else action.verdict.score
@@ -128,7 +132,7 @@ def _action(
         evidence=action.evidence,
         quality=None if action.evidence is None else quality_of(action.evidence),
         verdict=action.verdict,
-        advantage=_advantage(catalogue, record, action.role, score, group_by),
+        **learned,
         suspect=suspicion(action.text, told, score),
         used=used,
         made=made,
@@ -147,15 +151,11 @@ def _named(files: set[str], entry: Entry) -> list[str]:
     return sorted(files & words)
 
 
-def _advantage(catalogue: Catalogue, record: Record, role: str, score: float | None, group_by: str) -> float | None:
-    if score is None:
-        return None
-    episode = record.episode
-    kind = " and kind = :kind" if group_by == "role-kind" else ""
-    sql = f"select avg(score), avg(score * score) from actions where phase='train' and step=:step and role=:role{kind}"
-    ((mean, square),) = catalogue.rows(sql, {"step": episode.step, "role": role, "kind": episode.kind})
-    spread = max(0.0, square - mean * mean) ** 0.5 if mean is not None else 0.0
-    return (score - mean) / spread if spread > 1e-9 else None
+def _learned(catalogue: Catalogue, source: str) -> dict[str, float | None]:
+    """What the learner made of an action, by field."""
+    names = ("advantage", "kl", "entropy")
+    found = catalogue.rows(f"select {', '.join(names)} from learned where source = ?", (source,))
+    return dict(zip(names, found[0], strict=True)) if found else dict.fromkeys(names)
 
 
 def _siblings(catalogue: Catalogue, task: str) -> list[Sibling]:

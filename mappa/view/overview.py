@@ -6,22 +6,19 @@ from contextlib import closing
 from pathlib import Path
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct
 
 from mappa.errors import JournalError
 from mappa.journal.schema import connect
 from mappa.observe.evaluation import EvaluationResult, evaluation_rows, paired_text
 from mappa.view.actions import ORDERS
 from mappa.view.catalogue import Catalogue
+from mappa.view.words import tokenizer_file
 
 _ROLES = """
 select role from (select role, ordinal from actions order by id desc limit 1000) group by role order by min(ordinal)
 """
 """In the order in which they act."""
-
-
-class _Learn(Struct):
-    group_by: str = "role"
 
 
 class Settings(Struct):
@@ -32,12 +29,12 @@ class Settings(Struct):
     system: str = ""
     seed: int = 0
     steps: int = 0
-    learn: _Learn = field(default_factory=_Learn)
 
 
 class Comparison(Struct, frozen=True):
     """The held-out tasks in one mode: labels and cells of a table, and the change in one line."""
 
+    mode: str
     title: str
     heads: list[str]
     rows: list[list[str]]
@@ -67,6 +64,8 @@ class Overview(Struct, frozen=True, kw_only=True):
     adapters: list[str]
     orders: list[str]
     comparisons: list[Comparison]
+    tokens: bool
+    """Whether the base's tokenizer is at hand: what a role saw can be told, and its tokens be painted."""
 
 
 def settings(journal: Path) -> Settings:
@@ -101,6 +100,7 @@ def overview(folder: Path, catalogue: Catalogue, given: Settings) -> Overview:
         adapters=[row[0] for row in catalogue.rows("select distinct adapter from actions where phase='train'")],
         orders=list(ORDERS),
         comparisons=comparisons(folder),
+        tokens=tokenizer_file(given.model) is not None,
     )
 
 
@@ -114,7 +114,7 @@ def comparisons(folder: Path) -> list[Comparison]:
         title = f"{len(before.tasks)} held-out tasks, {before.episodes} {mode} episodes, no repairs, 95 % intervals"
         heads = ["success", "base", *(["trained", "change"] if after is not None else [])]
         change = paired_text(before, after) if after is not None else ""
-        found.append(Comparison(title, heads, list(evaluation_rows(before, after)), change))
+        found.append(Comparison(mode, title, heads, list(evaluation_rows(before, after)), change))
     return found
 
 

@@ -76,7 +76,7 @@ def _size(answer: msgspec.Raw) -> int:
 
 
 def _wanted(run: Overview) -> Iterator[Question]:
-    yield from (("run", {}), ("curves", {}))
+    yield from (("run", {}), ("curves", {}), ("drift", {}))
     for last in bias_windows(run.last):
         yield "bias", {"last": str(last)}
     for step in range(1, run.last + 1)[-50:]:

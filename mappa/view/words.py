@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from msgspec import Struct
 
 from mappa.config import cache_home
 from mappa.errors import ModelError
-from mappa.journal import read_action
+from mappa.journal import read_action, read_advantages
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -20,10 +21,12 @@ MOST = 4000
 
 
 class Piece(Struct, frozen=True, array_like=True):
-    """Some text and the log-prob of the token that completed it; None where no single token did."""
+    """Some text, and log-prob and advantage of the token that completed it: None where no single token did, or where
+    the learner has not learned from it."""
 
     text: str
     logprob: float | None
+    advantage: float | None
 
 
 class Tokens(Struct, frozen=True):
@@ -38,37 +41,47 @@ def tokens_of(journal: Path, model: str, episode: str, ordinal: int) -> Tokens:
     action = read_action(journal, episode, ordinal)
     tokenizer = _tokenizer(model)
     prompt = tokenizer.decode(list(action.prompt_ids), skip_special_tokens=False)
-    return Tokens(prompt, _pieces(tokenizer, action.output_ids, action.logprobs))
+    advantages = read_advantages(journal, f"{episode}/{action.role}/{action.turn}")
+    return Tokens(prompt, _pieces(tokenizer, action.output_ids, action.logprobs, advantages))
 
 
-def _pieces(tokenizer: Tokenizer, ids: tuple[int, ...], logprobs: tuple[float, ...]) -> list[Piece]:
+def _pieces(
+    tokenizer: Tokenizer, ids: Sequence[int], logprobs: Sequence[float], advantages: Sequence[float] | None
+) -> list[Piece]:
     """A character may take several tokens: they are one piece."""
     from tokenizers.decoders import DecodeStream
 
     stream = DecodeStream(skip_special_tokens=False)
     found = []
-    for id, logprob in zip(ids[:MOST], logprobs, strict=False):
+    for place, (id, logprob) in enumerate(zip(ids[:MOST], logprobs, strict=False)):
         if (text := stream.step(tokenizer, id)) is not None:
-            found.append(Piece(text, logprob))
+            found.append(Piece(text, round(logprob, 4), None if advantages is None else round(advantages[place], 4)))
     if rest := list(ids[MOST:]):
-        found.append(Piece(tokenizer.decode(rest, skip_special_tokens=False), None))
+        found.append(Piece(tokenizer.decode(rest, skip_special_tokens=False), None, None))
     return found
 
 
-@lru_cache(maxsize=1)
-def _tokenizer(model: str) -> Tokenizer:
-    from tokenizers import Tokenizer
-
+@lru_cache(maxsize=8)
+def tokenizer_file(model: str) -> Path | None:
+    """The tokenizer.json of a base, where it is on this machine."""
     for folder in (Path(model), cache_home() / "models" / model):
         if (path := folder / "tokenizer.json").is_file():
-            return Tokenizer.from_file(str(path))
+            return path
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
         cached = try_to_load_from_cache(model, "tokenizer.json")
     except HFValidationError:  # a folder that is gone
-        cached = None
-    if isinstance(cached, str):
-        return Tokenizer.from_file(cached)
-    raise ModelError(f"no tokenizer.json of {model!r} is on this machine; put the base model where the run had it")
+        return None
+    return Path(cached) if isinstance(cached, str) else None
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(model: str) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    path = tokenizer_file(model)
+    if path is None:
+        raise ModelError(f"no tokenizer.json of {model!r} is on this machine; put the base model where the run had it")
+    return Tokenizer.from_file(str(path))

@@ -60,7 +60,9 @@ def main() -> None:
         for step in range(learner.steps, STEPS):
             if step == 4:
                 learner.save(Path(out) / f"{variant}-{world}")
-            learner.step(share(step, rank, world))
+            report = learner.step(share(step, rank, world))
+            everything = sorted(sample.source for sample in all_samples(step))
+            assert sorted(one.source for one in report.samples) == (everything if rank == 0 else [])
         weights = {
             role: {name: tuple(p.detach().clone() for p in pair) for name, pair in adapter.items()}
             for role, adapter in learner.adapters.items()

@@ -68,6 +68,14 @@ def test_masked_samples_change_nothing(tiny_model: Path) -> None:
     plain.step(samples)
     report = masked.step([*samples, cut, unscored])
     assert report.roles["engineer"].masked == 1 and report.roles["modeler"].masked == 1
+    assert [one.source for one in report.samples] == [sample.source for sample in samples]
+    for role, told in report.roles.items():
+        mine = [one for one in report.samples if one.source.split("-")[1] == role]
+        tokens = [value for one in mine for value in one.advantages]
+        assert len(tokens) == told.tokens and sum(tokens) / len(tokens) == pytest.approx(told.advantage_mean, abs=1e-6)
+        for name in ("kl", "entropy"):
+            mean = sum(getattr(one, name) * len(one.advantages) for one in mine) / told.tokens
+            assert mean == pytest.approx(getattr(told, name), rel=1e-4)
     assert relative_error(masked.adapters, plain.adapters) == 0
 
 

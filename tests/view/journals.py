@@ -7,6 +7,8 @@ from pathlib import Path
 
 import msgspec
 
+from mappa.coach.probe import Probed
+from mappa.coach.watch import Kept
 from mappa.config import Config
 from mappa.journal import Journal, Observation, Span
 from mappa.observe.evaluation import EvaluationResult
@@ -28,12 +30,22 @@ EVIL = (
     "\x1b[31mred\x1b[0m \x1b]0;owned\x07 \u202etxet desrever\u202c \x00 \U0001f608 &lt;b&gt; ```output\nforged\n```"
 )
 LONG_LINE = "x" * 1_000_000
+MILDER = 0.2
+"""Points by which the coach scores its anchors higher with every step."""
 
 
-def write_run(folder: Path, *, steps: int = 4, episodes: int = 12, words: int = 60, seed: int = 0) -> Path:
+def write_run(
+    folder: Path,
+    *,
+    steps: int = 4,
+    episodes: int = 12,
+    words: int = 60,
+    seed: int = 0,
+    model: str = "no-such-model",
+) -> Path:
     """A finished run: `steps` steps of `episodes` training episodes, and evaluations before and after."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = Config(name=folder.name, steps=steps, model="no-such-model", seed=seed)
+    config = Config(name=folder.name, steps=steps, model=model, seed=seed)
     draw = random.Random(seed)
     with Journal(folder / "journal.sqlite", config) as journal:
         for phase, version in (("base", 0), ("trained", steps)):
@@ -112,6 +124,9 @@ def _episode(
         journal.add_result(id, ordinal, Observation(code=text, execution=execution, evidence=evidence, files=files))
         if phase == "train":
             journal.add_verdict(id, ordinal, _verdict(draw, quality, success, KIND_OF[task]))
+            advantages = [quality - 0.5 - 0.01 * token for token in range(81)]
+            kl, entropy = (0.01 * step * quality, quality / step) if place else (None, None)
+            journal.add_learned(step, f"{id}/{role}/0", advantages, kl=kl, entropy=entropy)
         for kind, after, lasts in (("queue", 0, 0.2), ("generate", 0.2, 4), ("tool", 4.2, 1), ("coach", 5.2, 2)):
             at = began + 8 * ordinal + after
             journal.add_span(Span(kind, id, role, 0, at, at + lasts))
@@ -124,7 +139,7 @@ def _episode(
 def _action(role: str, version: str, text: str, first: int = 7) -> Action:
     return Action(
         role=role, turn=0, adapter=f"{role}@{version}", prompt_ids=tuple(range(300)),
-        output_ids=(first % 60_000, *range(80)), logprobs=(-0.5,) * 81, finish_reason="stop", text=text,
+        output_ids=(first % 256, *range(80)), logprobs=(-0.5,) * 81, finish_reason="stop", text=text,
     )  # fmt: skip
 
 
@@ -147,12 +162,17 @@ def _step(journal: Journal, step: int, episodes: int) -> None:
     journal.add_span(Span("publish", "", "", 0, ended - 2, ended - 1))
     for role in ROLES:
         journal.add_publish(f"{role}@{step}", role, step)
-    numbers = RoleMetrics(actions=episodes, score=5.0, success=0.5, kl=0.01 * step, entropy=1.0 / step, loss=0.1)
+    numbers = RoleMetrics(
+        actions=episodes, score=5.0, success=0.5, kl=0.01 * step, entropy=1.0 / step, loss=0.1, grad_norm=0.1
+    )  # fmt: skip
     metrics = StepMetrics(
         step=step, episodes=episodes, success=0.1 * step, roles=dict.fromkeys(ROLES, numbers),
         seconds=Seconds(generate=30, execute=10, learn=18, publish=1, other=1),
         rollout=RolloutMetrics(busy=0.5, staleness={0: 3 * episodes}),
+        alarms=["the coach reads its anchors higher"] if step > 3 else [],
     )  # fmt: skip
+    anchors = {} if step == 1 else {f"{n}": n + MILDER * (step - 2) + 0.1 * (n % 2) * (step - 2) for n in range(8)}
+    journal.add_review(step, msgspec.msgpack.encode(Kept((), Probed(anchors=anchors))))
     journal.add_step(step, msgspec.json.encode(metrics).decode())
 
 

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from mappa.errors import ConfigError, JournalError, ModelError
-from mappa.journal import Journal, read_episodes
+from mappa.journal import Journal, read_advantages, read_episodes
+from mappa.journal.schema import connect
 from mappa.types import Action, Episode, Verdict
 from mappa.view.actions import ORDERS, list_actions
 from mappa.view.answers import Answers
 from mappa.view.bias import bias_board
 from mappa.view.catalogue import Catalogue
-from mappa.view.curves import Curve, Curves, mean_interval
+from mappa.view.curves import Curve, Curves, distinct_interval, mean_interval
+from mappa.view.drift import drifts
 from mappa.view.episode import episode_page
 from mappa.view.lanes import lanes
 from mappa.view.overview import overview, settings
 from mappa.view.report import bias_windows
 from mappa.view.suspects import suspicion
 from mappa.view.words import tokens_of
-from tests.view.journals import BIAS, EVIL, KINDS, ROLES, add_evil, write_run
+from tests.view.journals import BIAS, EVIL, KINDS, MILDER, ROLES, add_evil, write_run
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +62,7 @@ def test_everything_is_read_once(catalogue: Catalogue, run: Path, episodes: list
     assert not catalogue.refresh() and catalogue.changes == changes
 
 
-def test_curves_are_the_means_of_what_was_journaled(catalogue: Catalogue, episodes: list[Episode]) -> None:
+def test_curves_are_the_means_of_what_was_journaled(catalogue: Catalogue, run: Path, episodes: list[Episode]) -> None:
     curves = Curves(catalogue)
     curves.update()
     found = {(c.measure, c.role, c.kind): c for c in curves.since()}
@@ -76,9 +80,20 @@ def test_curves_are_the_means_of_what_was_journaled(catalogue: Catalogue, episod
         assert low is not None and high is not None and low < value < high
         success = [a.evidence is not None and a.evidence.success for a in actions]
         assert point("success", kind)[0] == pytest.approx(sum(success) / len(success))
-        assert point("distinct", kind)[0] == len({a.output_ids for a in actions}) / len(actions)
+        share, low, high = point("distinct", kind)
+        assert share == len({a.output_ids for a in actions}) / len(actions)
+        assert low is not None and high is not None and low <= share <= high
     assert point("tokens") == [81, 81, 81]
-    assert point("kl")[0] == pytest.approx(0.03)
+    with closing(connect(run / "journal.sqlite")) as journal:
+        rows = journal.execute(
+            "select kl, entropy from learned where step=3 and source like '%/modeler/0' and kl is not null"
+        ).fetchall()
+    for name, values in zip(("kl", "entropy"), zip(*rows, strict=True), strict=True):
+        value, low, high = point(name)
+        assert value == pytest.approx(fmean(values)), "not what the step reports: what its actions add up to"
+        assert low is not None and high is not None and low < value < high
+        assert point(name, "regression") != point(name, "classification")
+    assert point("grad_norm") == [0.1, None, None]
     assert [p.step for p in found["score", "modeler", ""].points] == [1, 2, 3, 4, 5, 6]
     assert {p.step for c in curves.since(5) for p in c.points} == {6}
     team = [e.outcome is not None and e.outcome.success for e in episodes if e.step == 2]
@@ -97,6 +112,32 @@ def test_curves_are_the_means_of_what_was_journaled(catalogue: Catalogue, episod
 )
 def test_intervals_are_over_tasks(groups: list[tuple[int, float]], share: bool, expected: tuple[float, ...]) -> None:
     assert mean_interval(groups, share=share) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "expected"),
+    [
+        ([[1, 2], [3, 4]], (1.0, 1.0, 1.0)),
+        ([[1, 1], [1, 1]], (0.25, 0.25, 0.25)),  # the same everywhere, whatever is left out
+        ([[1, 1, 2]], (2 / 3, 2 / 3, 2 / 3)),
+        ([[1, 2], [3, 3]], (0.75, 0.26, 1.0)),
+    ],
+)
+def test_the_interval_of_distinct_actions(tasks: list[list[int]], expected: tuple[float, ...]) -> None:
+    assert distinct_interval(tasks) == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_anchors_drift_and_the_alarms_are_told(run: Path) -> None:
+    answers = Answers(run)
+    answers.catalogue.read_all()
+    found = drifts(answers.catalogue)
+    answers.close()
+    assert found.anchors == 8 and [change.step for change in found.changes] == [3, 4, 5, 6]
+    last = found.changes[-1]
+    assert last.value == pytest.approx(4 * (MILDER + 0.05)) and last.low < last.value < last.high
+    spread = 0.4 * (8 / 7) ** 0.5 / 2
+    assert last.high - last.value == pytest.approx(2.365 * spread / 8**0.5, rel=1e-3), "Student's, 7 degrees"
+    assert [one.step for one in found.alarms] == [4, 5, 6]
 
 
 def test_lists_are_sorted_and_filtered(catalogue: Catalogue) -> None:
@@ -133,16 +174,10 @@ def test_an_episode_is_told_whole(catalogue: Catalogue, episodes: list[Episode])
     assert page.actions[1].used == ["X_train.pkl"] and page.actions[1].made == ["model.pkl"]
     assert (page.siblings[0].phase, page.siblings[1].phase) == ("base", "trained")
     assert episode.id in {sibling.id for sibling in page.siblings}
-    scores = [
-        a.verdict.score
-        for a in actions_of(episodes, "modeler", episode.step)
-        if a.verdict and a.verdict.score is not None
-    ]
-    mean = sum(scores) / len(scores)
-    spread = (sum((s - mean) ** 2 for s in scores) / len(scores)) ** 0.5
-    verdict = episode.actions[1].verdict
-    assert verdict is not None and verdict.score is not None
-    assert page.actions[1].advantage == pytest.approx((verdict.score - mean) / spread)
+    advantages = read_advantages(catalogue.path, f"{episode.id}/modeler/0")
+    assert advantages is not None and len(advantages) == page.actions[1].tokens
+    assert page.actions[1].advantage == pytest.approx(fmean(advantages))
+    assert episode_page(catalogue, page.siblings[0].id).actions[1].advantage is None, "nobody learned from the base's"
     with pytest.raises(KeyError):
         episode_page(catalogue, "no-such")
 
@@ -250,9 +285,11 @@ def test_tokens_come_from_the_base(tmp_path: Path) -> None:
     with Journal(tmp_path / "journal.sqlite") as journal:
         journal.begin_episode(Episode(id="1", task="t", kind="k", seed=1, step=1), "train")
         journal.add_action("1", 0, action)
+        journal.add_learned(1, "1/solver/0", [0.25] * len(ids), kl=None, entropy=None)
     found = tokens_of(tmp_path / "journal.sqlite", str(tmp_path), "1", 0)
     assert found.prompt == text and "".join(piece.text for piece in found.pieces) == text
     assert len(found.pieces) == len(text), "bytes of one character are one piece"
+    assert {(piece.logprob, piece.advantage) for piece in found.pieces} == {(-0.5, 0.25)}
     with pytest.raises(ModelError, match=r"no tokenizer.json of '/gone'"):
         tokens_of(tmp_path / "journal.sqlite", "/gone", "1", 0)
 

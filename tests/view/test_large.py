@@ -38,6 +38,7 @@ def test_every_question_is_answered_at_once(tmp_path: Path) -> None:
     assert answers.catalogue.rows("select count(*) from actions")[0][0] == 99_936
     questions: list[tuple[str, dict[str, str]]] = [
         ("pulse", {}),
+        ("drift", {}),
         ("run", {}),
         ("curves", {}),
         ("episode", {"id": "50-2-cars-0"}),

@@ -10,6 +10,7 @@ from mappa.view.report import write_report
 from tests.view.browser import Browser
 from tests.view.conftest import PICTURES, viewing
 from tests.view.journals import add_evil, write_run
+from tests.view.test_answers import write_tokenizer
 
 DRAWN = "document.getElementById('main')?.dataset.drawn?.startsWith('{}')"
 
@@ -18,7 +19,7 @@ def check_evil(browser: Browser, id: str, picture: str) -> None:
     """The episode is on the page, as text and as nothing else."""
     browser.look(f"location.hash = '#episode?id={id}'")
     browser.wait(f"{DRAWN.format('episode')} && document.querySelectorAll('article').length === 3")
-    text = browser.look("document.querySelector('article pre').textContent")
+    text = browser.look("document.querySelector('article pre.wrote').textContent")
     assert "<script>document.title='owned'</script><img src=x" in text and "&lt;b&gt;" in text
     assert "␛[31mred␛[0m" in text and "␀" in text and "⟪RLO⟫txet desrever⟪PDF⟫" in text and "😈" in text
     assert browser.look("document.querySelectorAll('main img, main script').length") == 0
@@ -36,10 +37,11 @@ def test_the_live_page(browser: Browser, tmp_path: Path) -> None:
         browser.open(url)
         browser.wait(f"{DRAWN.format('curves')} && document.querySelectorAll('figure').length > 10")
         assert browser.look("document.querySelector('table.comparison').innerText").count("80 %") >= 2
-        browser.picture(PICTURES / "curves.png")
+        assert "10 % → 80 %" in browser.look("document.querySelector('.tiles').innerText")
+        browser.picture(PICTURES / "run.png")
         browser.dark(True)
         dark = browser.look("getComputedStyle(document.body).backgroundColor")
-        browser.picture(PICTURES / "curves-dark.png")
+        browser.picture(PICTURES / "run-dark.png")
         browser.dark(False)
         assert dark != browser.look("getComputedStyle(document.body).backgroundColor")
 
@@ -65,7 +67,7 @@ def test_the_live_page(browser: Browser, tmp_path: Path) -> None:
         browser.wait(f"{DRAWN.format('episode')} && document.querySelectorAll('article').length === 3")
         assert "it crashed" in browser.look("document.querySelector('main').innerText")
         browser.look(
-            "[...document.getElementById('beside').options].find(o => o.text.startsWith('base')).selected = true"
+            "[...document.getElementById('beside').options].find(o => o.text.startsWith('before')).selected = true"
         )
         browser.look("document.getElementById('beside').dispatchEvent(new Event('change'))")
         browser.wait("document.querySelectorAll('article').length === 6")
@@ -73,6 +75,8 @@ def test_the_live_page(browser: Browser, tmp_path: Path) -> None:
 
         browser.press("3")
         browser.wait(f"{DRAWN.format('bias')} && document.querySelectorAll('table.heat td strong').length === 6")
+        assert "8 anchors" in browser.look("document.getElementById('main').innerText")
+        assert "reads its anchors higher" in browser.look("document.getElementById('main').innerText")
         browser.picture(PICTURES / "bias.png")
         browser.press("4")
         browser.wait(f"{DRAWN.format('timeline')} && document.querySelectorAll('.lane svg').length === 6")
@@ -89,6 +93,46 @@ def test_the_live_page(browser: Browser, tmp_path: Path) -> None:
         assert "shows tool output that no tool printed" in browser.look("document.getElementById('list').innerText")
         check_evil(browser, id, "evil")
         browser.open("about:blank")  # before its server goes
+    assert browser.trouble == []
+
+
+SHIFTS = """
+new Promise((done) => {
+  new PerformanceObserver((list) => done(list.getEntries().reduce((sum, one) => sum + one.value, 0)))
+    .observe({ type: 'layout-shift', buffered: true });
+  setTimeout(() => done(0), 500);
+})
+"""
+
+
+def test_tokens_are_painted_and_nothing_jumps(browser: Browser, tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    run = write_run(tmp_path / "run", steps=2, episodes=6, model=str(tmp_path))
+    with viewing(run) as url:
+        browser.open(url)
+        browser.wait(f"{DRAWN.format('curves')} && document.querySelectorAll('figure').length > 10")
+        before = browser.look("drawing")
+        add_evil(run)
+        browser.wait(f"drawing > {before} && document.getElementById('main').dataset.drawn === `curves ${{drawing}}`")
+        assert browser.look(SHIFTS) < 0.1, "what a browser calls good is below 0.1"
+        browser.look("location.hash = '#episode?id=2-1-Boston-0'")
+        browser.wait("document.querySelectorAll('pre.wrote span[class^=up], pre.wrote span[class^=down]').length > 60")
+        titles = browser.look("[...document.querySelectorAll('pre.wrote span')].map(span => span.title)")
+        assert all("log-prob −0.500" in title or "log-prob -0.500" in title for title in titles)
+        assert any("advantage +" in title for title in titles) or any("advantage −" in title for title in titles)
+        browser.picture(PICTURES / "advantages.png")
+        browser.look("document.getElementById('paint').value = 'likelihood'")
+        browser.look("document.getElementById('paint').dispatchEvent(new Event('change'))")
+        browser.wait("document.querySelectorAll('pre.wrote span.t1').length > 60")
+        for width, height in ((1280, 800), (390, 844)):
+            browser.size(width, height)
+            for view in ("curves", "actions", "bias", "timeline", "episode?id=2-1-Boston-0"):
+                browser.look(f"location.hash = '#{view}'")
+                browser.wait(DRAWN.format(view.partition("?")[0]))
+                assert browser.look("document.documentElement.scrollWidth <= innerWidth"), f"{view} at {width}"
+                browser.picture(PICTURES / f"{view.partition('?')[0]}-{width}.png")
+        browser.size(1200, 900)
+        browser.open("about:blank")
     assert browser.trouble == []
 
 
