@@ -191,6 +191,7 @@ class Learner:
             tokens_unshared=0,
             seconds={},
             peak_memory_gb=peak_memory_gb(),
+            samples=(),
         )
 
     def _start_from(self, folder: Path) -> None:

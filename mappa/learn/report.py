@@ -90,7 +90,7 @@ class Tally:
     def __init__(self, roles: Sequence[str]) -> None:
         self.roles = roles
         self._sums = torch.zeros(len(roles), len(self._COLUMNS), dtype=torch.float64)
-        self._entropy: dict[int, float] = {}
+        self._entropy: dict[int, torch.Tensor] = {}
 
     def add_pass(self, metrics: Mapping[str, torch.Tensor]) -> None:
         """Metrics of one pass's loss, by role."""
@@ -103,7 +103,7 @@ class Tally:
     def add_entropy(self, parts: Iterable[tuple[int, torch.Tensor]]) -> None:
         """Of the action tokens of a pass, by the index of their part; the first pass over a part counts."""
         for index, values in parts:
-            self._entropy.setdefault(index, float(values.double().mean()))
+            self._entropy.setdefault(index, values.double().mean())  # a number later: on a GPU that waits
 
     def add_samples(
         self,
@@ -166,7 +166,7 @@ class Tally:
     ) -> tuple[Learned, ...]:
         """What was made of each sample. `kl` is None where beta is 0; `parts` are the indices of those with a gradient.
         Collective."""
-        entropy = {parts[part]: value for part, value in self._entropy.items()}
+        entropy = {parts[part]: float(value) for part, value in self._entropy.items()}
         mine = [
             Learned(
                 source=sample.source,
