@@ -8,12 +8,13 @@ and the learner are both at work gives half of its time to each.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 
-from bench.parts.profile_node import Cost
+from bench.parts.profile_node import Cost, Work, prompt_work
 from mappa.sampler.sglang.routing import Prefixes, blocks_of
 
 BLOCK = 16
@@ -94,6 +95,13 @@ class Counted(Struct):
     decode_seconds: float = 0.0
     full_seconds: float = 0.0
     """In which a request waited for room for its keys and values."""
+    pairs: float = 0.0
+    """(token, token it attends to), of prompts and of what was written."""
+
+    @property
+    def work(self) -> Work:
+        """As operations are counted."""
+        return Work(self.prefilled + self.decoded, self.pairs, self.decoded)
 
 
 class Engine:
@@ -156,13 +164,12 @@ class Engine:
     async def _prefill(self, rows: list[_Row]) -> None:
         prompts = []
         for row in rows:
-            known = BLOCK * next(
-                (n for n, block in enumerate(row.blocks) if block not in self._cached), len(row.blocks)
-            )
-            cached = min(known, row.prompt - 1)
+            known = sum(1 for _ in itertools.takewhile(self._cached.__contains__, row.blocks))
+            cached = min(BLOCK * known, row.prompt - 1)
             prompts.append((row.prompt, cached))
             self.count.prefilled += row.prompt - cached
             self.count.reused += cached
+            self.count.pairs += prompt_work(row.prompt, cached).pairs
             self._remember(row.blocks)
         seconds = self._cost.prefill(prompts)
         self.count.prefill_seconds += seconds
@@ -181,6 +188,7 @@ class Engine:
         self.count.full_seconds += (asyncio.get_running_loop().time() - began) * full
         self.count.decode_seconds += share * seconds
         self.count.decoded += share * tokens * len(rows)
+        self.count.pairs += share * tokens * context
         for row in rows:
             row.left -= share * tokens
             if row.left < 1e-6 and row in self._rows:

@@ -9,10 +9,11 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from bench.parts.profile_node import Node, Work, forward_flops, linear_elements
+from bench.parts.profile_node import Node, Work, forward_flops, linear_elements, prompt_work
 from mappa.config import LearnConfig
 from mappa.learn.memory import FLOAT, MemorySettings, ModelShape, adapter_elements
 from mappa.learn.packing import MicroBatch, computed, pack, split_by_cost
+from mappa.learn.samples import action_tokens
 from mappa.types import Sample
 
 Batching = Literal["shared", "packed", "padded"]
@@ -25,6 +26,8 @@ class Update(Struct, frozen=True, kw_only=True):
     ranks: int
     works: tuple[tuple[Work, ...], ...]
     """By rank, of each of its micro-batches."""
+    useful: Work
+    """Of all of them, without padding."""
 
     @property
     def tokens(self) -> float:
@@ -41,11 +44,13 @@ def plan_update(samples: Sequence[Sample], roles: Sequence[str], ranks: int, tok
     """Divide samples among ranks and micro-batches of `tokens`. Raises LearnError for a sample that does not fit."""
     if batching == "padded":
         works = tuple(_padded(samples[rank::ranks], tokens) for rank in range(ranks))
+        useful = sum(map(_own_work, samples), Work())
     else:
         chosen = samples if batching == "shared" else [_alone(sample) for sample in samples]
         parts = split_by_cost(chosen, roles, ranks)
         works = tuple(tuple(map(work_of, pack(part, roles, tokens))) for part in parts)
-    return Update(ranks=ranks, works=works)
+        useful = sum((work for rank in works for work in rank), Work())
+    return Update(ranks=ranks, works=works, useful=useful)
 
 
 def work_of(batch: MicroBatch) -> Work:
@@ -80,6 +85,11 @@ class Learning(Struct, frozen=True, kw_only=True):
         """Passes without gradients."""
         return self.reference + self.full
 
+    @property
+    def adapter_elements(self) -> int:
+        """Of all adapters."""
+        return self.settings.roles * adapter_elements(self.shape, self.settings)
+
     def flops(self, work: Work, *, recomputed: bool) -> float:
         """Of a micro-batch. A backward pass costs a forward pass for the gradients of its inputs, and another one for
         those of the weights where they are trained; of attention and adapters both. `recomputed`: what a backward pass
@@ -107,9 +117,7 @@ class Learning(Struct, frozen=True, kw_only=True):
 
     def _reduce_and_step(self, ranks: int, node: Node) -> float:
         """Gradients of the adapters reduced, the share of the optimiser, updated weights gathered."""
-        elements = (
-            sum(self.shape.tensors) if self.full else self.settings.roles * adapter_elements(self.shape, self.settings)
-        )
+        elements = sum(self.shape.tensors) if self.full else self.adapter_elements
         moved = 0 if self.full else 2 * FLOAT * elements * (ranks - 1) / ranks
         state = 8 * FLOAT * elements / ranks  # gradient, master and two moments, each read and written
         return moved / (node.nvlink * node.nvlink_share) + state / (node.hbm * node.decode_hbm_share)
@@ -118,10 +126,7 @@ class Learning(Struct, frozen=True, kw_only=True):
         """Adapters go through host memory while serving goes on; full weights over NVLink."""
         if self.full:
             return node.publish_overhead + 2 * sum(self.shape.tensors) / (node.nvlink * node.nvlink_share)
-        return (
-            node.publish_overhead
-            + FLOAT * self.settings.roles * adapter_elements(self.shape, self.settings) / node.host
-        )
+        return node.publish_overhead + FLOAT * self.adapter_elements / node.host
 
 
 def _padded(samples: Sequence[Sample], budget: int) -> tuple[Work, ...]:
@@ -145,6 +150,6 @@ def _alone(sample: Sample) -> Sample:
     return replace(sample, tokens=(own, *sample.tokens[1:]))
 
 
-def unshared_tokens(samples: Sequence[Sample]) -> int:
-    """That would be computed with nothing shared and nothing padded."""
-    return sum(len(computed(sample)) for sample in samples)
+def _own_work(sample: Sample) -> Work:
+    """Of a sample that is computed alone."""
+    return Work(len(computed(sample)), prompt_work(len(computed(sample))).pairs, action_tokens(sample))

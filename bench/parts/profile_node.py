@@ -12,7 +12,6 @@ from typing import Annotated, Any, Protocol
 
 import msgspec
 from msgspec import Meta, Struct
-from msgspec.structs import replace
 
 from mappa.errors import ConfigError
 from mappa.learn.memory import ModelShape
@@ -32,6 +31,7 @@ class Node(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     memory: Annotated[float, _doc("bytes of a GPU's memory")] = 80e9
     dollars: Annotated[float, _doc("price of a GPU-hour: an assumption, offers lie between 2 and 4")] = 3.0
     usable: Annotated[float, _doc("share of memory left by CUDA contexts, graphs and fragmentation")] = 0.92
+    server_scratch: Annotated[float, _doc("bytes a server needs beside base, adapters, keys and values")] = 2e9
     prefill_share: Annotated[float, _doc("share of FLOP/s in prefill: servers report 0.4 to 0.6 at this size")] = 0.5
     decode_share: Annotated[float, _doc("share of FLOP/s in decoding, which matters at large batches only")] = 0.5
     decode_hbm_share: Annotated[float, _doc("share of memory bandwidth in decoding: 0.6 to 0.8 are reported")] = 0.65
@@ -133,8 +133,3 @@ class GpuCost(Struct, frozen=True):
         memory = (weights + kv_bytes(shape) * context) / (node.hbm * node.decode_hbm_share)
         arithmetic = forward_flops(shape, Work(rows, context, rows)) / (node.flops * node.decode_share)
         return node.decode_overhead + max(memory, arithmetic) * (node.lora_decode if self.adapters else 1.0)
-
-
-def scaled(node: Node, gpus: int) -> Node:
-    """The same with another number of GPUs."""
-    return replace(node, gpus=gpus)

@@ -1,4 +1,4 @@
-"""What the agents do, as far as time is concerned: tokens they write, whether it has code, how long tools and coach take.
+"""What agents do, as far as time is concerned: tokens written, whether there is code, how long tools and coach take.
 
 The real systems run on it: their prompts, turn protocol and summaries are what they are, with four characters to a
 token. What a model would write is drawn from the action's name alone, so that two designs meet the same episodes.
@@ -144,17 +144,18 @@ class Workload:
         self._roles = {role.name: role for role in roles}
         self._habits = habits
         self._drawn: dict[str, Drawn] = {}
-        self._texts: dict[int, str] = {}
+        self._written: dict[int, Drawn] = {}
 
     def action(self, name: str) -> Drawn:
         """`action("3-17-task-0/modeler/1")`: the second turn of that episode's modeler."""
         if name not in self._drawn:
-            self._drawn[name] = self._draw(name)
+            drawn = self._drawn[name] = self._draw(name)
+            self._written[drawn.ids[0]] = drawn
         return self._drawn[name]
 
-    def text(self, ids: tuple[int, ...]) -> str:
-        """What the action with these tokens says."""
-        return self._texts[ids[0]]
+    def written(self, ids: tuple[int, ...]) -> Drawn:
+        """The action with these tokens."""
+        return self._written[ids[0]]
 
     def tasks(self, count: int) -> list[Task]:
         """Without files or answers, so that nothing is measured."""
@@ -175,11 +176,10 @@ class Workload:
         has_code = source.random() < turn.code and finished  # what was cut off has no closed block
         first = zlib.crc32(name.encode())  # no two actions begin alike: only what they are shown is shared
         code = f"```python\n# {name}\n{filler(name, habits.spoken)}\n```\n" if has_code else ""
-        self._texts[first] = f"{code}<summary>{filler(name, habits.spoken)}</summary>" if finished else ""
         return Drawn(
             ids=(first, *range(tokens - 1)),
             finished=finished,
-            text=self._texts[first],
+            text=f"{code}<summary>{filler(name, habits.spoken)}</summary>" if finished else "",
             tool=min(habits.tool.draw(source), self._config.sandbox.timeout),
             coach=habits.coach.draw(source),
         )
@@ -212,7 +212,7 @@ class Text:
         return ""
 
     def text(self, ids: tuple[int, ...]) -> str:
-        return self._workload.text(ids)
+        return self._workload.written(ids).text
 
     def _tokens(self, message: Message) -> tuple[int, ...]:
         if message not in self._known:
