@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from bench.parts.profile_learner import Batching
 from bench.parts.profile_node import Node, kv_bytes
-from mappa.config import Config, LearnConfig, override
+from mappa.config import Config, LearnConfig
 from mappa.dryrun import check_lengths
 from mappa.errors import ConfigError
 from mappa.learn.memory import DEVICE_PARTS, GB, MemorySettings, ModelShape, adapter_elements, predict
@@ -110,17 +110,18 @@ def published(config: Config, system: System, node: Node) -> Design:
     )
 
 
-def causes(config: Config, system: System, node: Node) -> list[tuple[str, Design]]:
-    """From the published design to ours, a cause at a time: (what is new, design). Ours is colocated and stale by 1."""
-    everywhere = range(node.gpus)
-    ours = design_of(override(config, overlapped(config, everywhere)), node, node.gpus)
+def causes(config: Config, system: System, node: Node, ours: Design) -> list[tuple[str, Design]]:
+    """From the published design to `ours`, a cause at a time: (what is new, design)."""
     first = published(config, system, node)
+    flight = replace(
+        first, tokens_in_flight=(1 + ours.staleness) * config.rollout.episodes * config.sampler.max_context
+    )
     return [
         ("published", first),
-        ("overlap", replace(first, name="+ overlap", staleness=ours.staleness, inline=False)),
+        ("overlap", replace(flight, name="+ overlap", staleness=ours.staleness, inline=False)),
         ("one base", replace(ours, name="+ one base", batching="padded")),
         ("packing", replace(ours, name="+ packing", batching="packed")),
-        ("sharing", replace(ours, name="+ sharing: ours")),
+        ("sharing", replace(ours, name=f"ours ({ours.name})")),
     ]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 
 from msgspec import Struct
@@ -90,6 +90,8 @@ class Counted(Struct):
     prefilled: int = 0
     reused: int = 0
     decoded: float = 0.0
+    steps: float = 0.0
+    """Of decoding, each a token of every row."""
     prefill_seconds: float = 0.0
     """At full speed."""
     decode_seconds: float = 0.0
@@ -118,7 +120,7 @@ class Engine:
         self._capacity = capacity
         self._waiting: deque[_Row] = deque()
         self._rows: list[_Row] = []
-        self._cached: dict[int, None] = {}  # blocks, in order of last use
+        self._cached: OrderedDict[int, None] = OrderedDict()  # blocks, in order of last use
         self._wake = asyncio.Event()
         gpu.listen(self._wake.set)
 
@@ -187,6 +189,7 @@ class Engine:
         share = await self._spend(seconds, lambda: bool(self._waiting) and self._fits(self._waiting[0]))
         self.count.full_seconds += (asyncio.get_running_loop().time() - began) * full
         self.count.decode_seconds += share * seconds
+        self.count.steps += share * tokens
         self.count.decoded += share * tokens * len(rows)
         self.count.pairs += share * tokens * context
         for row in rows:
@@ -204,11 +207,11 @@ class Engine:
 
     def _remember(self, blocks: Sequence[int]) -> None:
         for block in blocks:
-            self._cached.pop(block, None)
             self._cached[block] = None
+            self._cached.move_to_end(block)
         room = max(0, self._capacity - sum(row.size for row in self._rows)) // BLOCK
         while len(self._cached) > max(room, len(blocks)):
-            del self._cached[next(iter(self._cached))]
+            self._cached.popitem(last=False)
 
 
 async def spend(

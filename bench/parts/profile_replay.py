@@ -14,10 +14,12 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from bench.harness import Row, compare
 from bench.parts import virtual
 from bench.parts.profile_engine import Engine, Gpu
-from bench.parts.profile_fit import Fitted, Past
+from bench.parts.profile_fit import Fitted, Past, fit
 from bench.parts.profile_learner import plan_update
 from bench.parts.profile_sampler import NodeSampler
 from bench.parts.profile_workload import Drawn
@@ -36,7 +38,15 @@ LIMIT = 0.15
 """How far a prediction may be off."""
 
 
-def rows(fitted: Fitted, past: Past) -> list[Row]:
+def calibrated(past: Past) -> Fitted:
+    """Costs of a run, decoding scaled so that its own median step is predicted as it was."""
+    fitted = fit(past)
+    pairs = zip(predict(fitted, past), past.steps, strict=True)
+    scale = statistics.median(step.seconds.generate / predicted.generate for predicted, step in pairs)
+    return replace(fitted, step=scale * fitted.step, row=scale * fitted.row)
+
+
+def prediction_rows(fitted: Fitted, past: Past) -> list[Row]:
     """Predicted beside measured: a step's seconds and its shares, medians over steps."""
     predicted, measured = predict(fitted, past), [step.seconds for step in past.steps]
     made = [_row("seconds of a step", [s.total for s in predicted], [s.total for s in measured])]

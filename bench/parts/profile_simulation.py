@@ -36,7 +36,7 @@ from mappa.run import learn_settings
 from mappa.systems import System, adapters_of
 from mappa.types import Episode, Sample, Task
 
-WARM = 2
+WARM = 3
 """Steps before those that are measured: the first batches begin all at once."""
 PRINTED = "." * 800
 """What an execution prints."""
@@ -59,6 +59,11 @@ class Simulated(Struct, frozen=True, kw_only=True):
     """Versions behind -> actions that were learned from."""
     waits: dict[str, float]
     """Seconds of episodes per step: queueing for tokens in flight or a fresh version, generating, in tools."""
+    rows: float
+    """Sequences that a server decodes together, on average over its steps."""
+    token_seconds: float
+    """A decoding step, the GPU shared with nobody; `alone` is that of one row without context."""
+    alone: float
     kv_full: float
     """Share of the time in which a server had no room for the next request's keys and values; the worst server."""
     prefill_per_second: float
@@ -131,8 +136,8 @@ class _Run:
     def __init__(self, job: Job, design: Design, room: int) -> None:
         self.job, self.design = job, design
         self.gpus = tuple(Gpu() for _ in range(design.gpus))
-        cost = GpuCost(job.node, job.shape, adapters=not design.full)
-        self.engines = [Engine(cost, self.gpus[gpu], room, roles) for gpu, roles in design.serving]
+        self.cost = GpuCost(job.node, job.shape, adapters=not design.full)
+        self.engines = [Engine(self.cost, self.gpus[gpu], room, roles) for gpu, roles in design.serving]
         self.ends: list[End] = []
 
     async def run(self, journal: Journal) -> tuple[Simulated, History]:
@@ -250,6 +255,9 @@ class _Run:
             learning=tuple(learning for _, learning in busy_shares),
             staleness=dict(sorted(Counter(staleness(e, a) for e in episodes for a in learned_actions(e)).items())),
             waits=_waits(history, job.steps),
+            rows=sum(count.decoded for count in served) / sum(count.steps for count in served),
+            token_seconds=sum(count.decode_seconds for count in served) / sum(count.steps for count in served),
+            alone=self.cost.decode(1, 0),
             kv_full=max(count.full_seconds for count in served) / seconds,
             prefill_per_second=sum(count.prefilled for count in served) / seconds,
             decode_per_second=sum(count.decoded for count in served) / seconds,

@@ -25,7 +25,7 @@ from mappa.journal import read_episodes, read_spans
 from mappa.types import Message, Role, Task
 
 CHARACTERS = 4
-"""Of text per token."""
+"""Of text per token; as many bytes as a token's id has."""
 
 
 class LogNormal(Struct, frozen=True):
@@ -216,7 +216,7 @@ class Text:
 
     def _tokens(self, message: Message) -> tuple[int, ...]:
         if message not in self._known:
-            text = f"<{message.role}>{message.content}"
-            pieces = (text[start : start + CHARACTERS] for start in range(0, len(text), CHARACTERS))
-            self._known[message] = tuple(zlib.crc32(piece.encode()) >> 8 for piece in pieces)
+            text = f"<{message.role}>{message.content}".encode()
+            padded = text.ljust(-(-len(text) // CHARACTERS) * CHARACTERS)
+            self._known[message] = tuple(memoryview(padded).cast("I"))
         return self._known[message]
