@@ -3,6 +3,7 @@
     python -m bench.profile CONFIG --simulate [key=value ...]        the real loop and packer on a virtual clock
     python -m bench.profile CONFIG [key=value ...]                   a few real steps here
     python -m bench.profile CONFIG --fit RUN_A --against RUN_B       costs of one run predict another's steps
+    python -m bench.profile [--quick] [--json PATH]                  the paper's configs, simulated
 
 --simulate prints hours, dollars, busy shares, memory and a Gantt of the config as it is, searches for better settings,
 and compares with the design that was published with the method. Nothing it prints of a GPU was measured.
@@ -11,6 +12,7 @@ and compares with the design that was published with the method. Nothing it prin
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -40,7 +42,8 @@ GOAL = ">= 3"
 """How many times the published design's episodes per GPU and hour."""
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "configs/quickstart.toml"
-DEFAULT = ROOT / "configs/dsbench-qwen3-4b-8gpu.toml"
+PAPER = [ROOT / f"configs/{name}-qwen3-4b-8gpu.toml" for name in ("dsbench", "mathchat")]
+"""Simulated where no CONFIG is given."""
 
 
 def main() -> None:
@@ -54,18 +57,22 @@ def main() -> None:
 
 
 def _rows(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
-    """The rows, and what the JSON file has besides."""
+    """The rows, and what the JSON file has besides. --quick without --simulate: also a few steps of a tiny model."""
     if options.fit is not None:
         return prediction_rows(calibrated(Past.read(options.fit)), Past.read(options.against)), {}
-    path = options.config or DEFAULT
-    both = options.quick and options.config is None
-    rows, more = simulated(options, load_config(path, options.overrides)) if options.simulate or both else ([], {})
-    if options.simulate and not both:
-        return rows, more
-    if options.quick:
+    rows: list[Row] = []
+    more: dict[str, Any] = {}
+    if options.simulate or options.config is None:
+        for path in [options.config] if options.config else PAPER[:1] if options.quick else PAPER:
+            config = load_config(path, options.overrides)
+            found, more[config.name] = simulated(options, config)
+            rows += [dataclasses.replace(row, what=f"{config.name}, {row.what}") for row in found]
+    if options.quick and not options.simulate:
         with tempfile.TemporaryDirectory() as folder:
-            return [*rows, *_measured(options, QUICKSTART, _tiny(Path(folder)), 2)], more
-    return _measured(options, path, options.overrides, options.steps or 2), {}
+            rows += _measured(options, QUICKSTART, _tiny(Path(folder)), 2)
+    elif not rows:
+        rows += _measured(options, options.config, options.overrides, options.steps or 2)
+    return rows, {"simulated": more} if more else {}
 
 
 def simulated(options: argparse.Namespace, config: Config) -> tuple[list[Row], dict[str, Any]]:
@@ -95,7 +102,7 @@ def simulated(options: argparse.Namespace, config: Config) -> tuple[list[Row], d
     rows += [
         gain(one.result, chain[0][1]) for one in tried[1:] if one.candidate == everywhere and one.result is not None
     ]
-    return rows, {"simulated": {name: record(result) for name, result in shown.items()}, "tried": listed(tried)}
+    return rows, {"designs": {name: record(result) for name, result in shown.items()}, "tried": listed(tried)}
 
 
 def _show(job: Job, design: Design, result: Simulated, history: History) -> None:
@@ -138,7 +145,7 @@ def _options() -> argparse.Namespace:
     made = parser(__doc__.splitlines()[0])
     made.formatter_class = argparse.RawDescriptionHelpFormatter
     made.epilog = f"the node, for --node KEY=VALUE:\n\n{describe(Node)}"
-    made.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help=f"default: {DEFAULT.relative_to(ROOT)}")
+    made.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help="default: simulate the paper's")
     made.add_argument("overrides", nargs="*", metavar="key=value", help="of the config")
     made.add_argument("--simulate", action="store_true", help="on a node of GPUs that is not there")
     made.add_argument("--search", action=argparse.BooleanOptionalAction, default=True, help="for better settings")
