@@ -29,8 +29,9 @@ from bench.parts.profile_measure import measured_rows
 from bench.parts.profile_node import Node, node_from
 from bench.parts.profile_replay import calibrated, prediction_rows
 from bench.parts.profile_report import chain_rows, facts, gain, gantt, listed, memory_text, ranking, record, trace
+from bench.parts.profile_result import History, Simulated
 from bench.parts.profile_search import Candidate, attempt, search
-from bench.parts.profile_simulation import History, Job, Simulated, simulate
+from bench.parts.profile_simulation import Job, simulate
 from bench.parts.profile_workload import Workload, habits_of
 from mappa.config import Config, cache_home, describe, load_config, override
 from mappa.dryrun import KNOWN, model_shape

@@ -23,8 +23,9 @@ from bench.parts.profile_learner import Learning, plan_update
 from bench.parts.profile_node import Cost, GpuCost, Node, Work, kv_bytes, node_from, prompt_work
 from bench.parts.profile_replay import calibrated, predict, prediction_rows
 from bench.parts.profile_report import chain_rows, gain, gantt, trace
+from bench.parts.profile_result import History, Simulated
 from bench.parts.profile_search import Candidate, attempt
-from bench.parts.profile_simulation import History, Job, Simulated, simulate
+from bench.parts.profile_simulation import Job, simulate
 from bench.parts.profile_workload import Workload, habits_of
 from mappa.config import LearnConfig, load_config, override
 from mappa.errors import ConfigError, JournalError

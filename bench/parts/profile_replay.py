@@ -49,17 +49,17 @@ def calibrated(past: Past) -> Fitted:
 def prediction_rows(fitted: Fitted, past: Past) -> list[Row]:
     """Predicted beside measured: a step's seconds and its shares, medians over steps."""
     predicted, measured = predict(fitted, past), [step.seconds for step in past.steps]
-    made = [_row("seconds of a step", [s.total for s in predicted], [s.total for s in measured])]
+    made = [_row("seconds of a step", [step.total for step in predicted], [step.total for step in measured])]
     for phase in ("generate", "learn"):
-        shares = [[getattr(s, phase) / s.total for s in seconds] for seconds in (predicted, measured)]
-        made.append(_row(f"busy share, {phase}", *shares))
-        made.append(
-            _row(f"seconds, {phase}", *([getattr(s, phase) for s in ss] for ss in (predicted, measured)), goal="")
-        )
+        shares = [[getattr(step, phase) / step.total for step in steps] for steps in (predicted, measured)]
+        seconds = [[getattr(step, phase) for step in steps] for steps in (predicted, measured)]
+        made.append(_row(f"busy share, {phase}", shares[0], shares[1]))
+        made.append(_row(f"seconds, {phase}", seconds[0], seconds[1], goal=""))
     return made
 
 
 def _row(what: str, predicted: Sequence[float], measured: Sequence[float], goal: str = "<= 1") -> Row:
+    """`predicted` and `measured` have a value for every step."""
     ours, peer = statistics.median(predicted), statistics.median(measured)
     note = f"predicted {ours:.4g}, measured {peer:.4g}"
     return compare(f"{what}: error of the prediction", abs(ours / peer - 1), LIMIT, "the limit", "", goal, note=note)

@@ -10,8 +10,9 @@ import numpy as np
 
 from bench.harness import Row, compare
 from bench.parts.profile_design import Design, memory
+from bench.parts.profile_result import History, Simulated
 from bench.parts.profile_search import Tried
-from bench.parts.profile_simulation import History, Job, Simulated
+from bench.parts.profile_simulation import Job
 from mappa.journal import Span
 from mappa.learn.memory import GB
 from mappa.observe.timeline import chrome_trace

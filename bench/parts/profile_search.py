@@ -8,7 +8,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from bench.parts.profile_design import design_of, overlapped
-from bench.parts.profile_simulation import Job, Simulated, simulate
+from bench.parts.profile_result import Simulated
+from bench.parts.profile_simulation import Job, simulate
 from mappa.config import override
 from mappa.errors import ConfigError
 
