@@ -192,12 +192,18 @@ def print_table(rows: Sequence[Row]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def finish(bench: str, rows: Sequence[Row], path: Path | None, env: dict[str, Any] | None = None) -> None:
-    """Print the rows and, where a path is given, write {"bench", "env", "rows"}."""
+def finish(
+    bench: str,
+    rows: Sequence[Row],
+    path: Path | None,
+    env: dict[str, Any] | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Print the rows and, where a path is given, write {"bench", "env", "rows"} and what `more` has."""
     print_table(rows)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        record = {"bench": bench, "env": env or environment(), "rows": [asdict(row) for row in rows]}
+        record = {"bench": bench, "env": env or environment(), "rows": [asdict(row) for row in rows], **(more or {})}
         path.write_text(json.dumps(record, indent=1) + "\n")
         print(f"written to {path}")
 

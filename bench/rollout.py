@@ -23,22 +23,21 @@ from bench.parts.rollout_simulation import (
     LEARN_SECONDS,
     LONGEST,
     PROMPT_TOKENS,
-    Coach,
     Server,
     Team,
     Text,
     actions_of,
+    coach,
     latency,
     make_jobs,
+    make_services,
     open_workspace,
+    train,
 )
 from mappa.journal import WINDOW, Journal, Observation
-from mappa.rollout.budget import Budget, WorkLeft
-from mappa.rollout.published import Published
 from mappa.rollout.scheduler import Batch, Scheduler
 from mappa.rollout.stage import Rules, Services
 from mappa.rollout.thread import relax_collector
-from mappa.rollout.timeline import Timeline
 from mappa.types import Action, Episode, ExecutionResult, SamplingParams, Verdict
 
 STALENESS = 1
@@ -141,18 +140,14 @@ def journal_rows(actions: int, *, full: bool) -> list[Row]:
 
 
 def _services(journal: Journal, slots: int) -> Services:
-    clock = asyncio.get_running_loop().time
-    return Services(
-        base=Text(),
-        sampler=Server(slots),
-        coach=Coach(),
-        journal=journal,
-        open_workspace=open_workspace,
-        timeline=Timeline(journal, clock),
-        published=Published(),
-        budget=Budget(slots * (PROMPT_TOKENS + LONGEST)),
-        work=WorkLeft(len(Team.roles)),
-        longest_first=True,
+    return make_services(
+        journal,
+        Text(),
+        Server(slots),
+        coach(),
+        open_workspace,
+        tokens=slots * (PROMPT_TOKENS + LONGEST),
+        roles=len(Team.roles),
     )
 
 
@@ -162,26 +157,26 @@ def _ours(workload: Workload) -> float:
 
 
 async def _overlapping(workload: Workload, journal: Journal, folder: Path) -> float:
-    """The job's own order of things (train.py): the next steps' episodes run while the learner learns."""
-    services = _services(journal, workload.slots)
     clock = asyncio.get_running_loop().time
-    began, begun = clock(), 0
+    began = rolled = clock()
+
+    def batch(step: int) -> Batch:
+        jobs = make_jobs(folder, step + 1, workload.episodes)
+        rules = Rules(temperature=1.0, repair=False, deadline=DEADLINE, oldest=step - STALENESS)
+        return Batch(key=str(step), phase="train", jobs=jobs, rules=rules)
+
+    async def learn(step: int, episodes: list[Episode]) -> None:
+        nonlocal rolled
+        _check(episodes)
+        rolled = clock()
+        if step + 1 < workload.steps:
+            await asyncio.sleep(LEARN_SECONDS)
+
     async with AsyncExitStack() as stack:
-        scheduler = Scheduler(Team(), services)
+        scheduler = Scheduler(Team(), _services(journal, workload.slots))
         stack.push_async_callback(scheduler.close)
-        for step in range(workload.steps):
-            services.published.set(step, {role.name: f"{role.name}@{step}" for role in Team.roles})
-            while begun <= min(step + STALENESS, workload.steps - 1):
-                jobs = make_jobs(folder, begun + 1, workload.episodes)
-                rules = Rules(temperature=1.0, repair=False, deadline=DEADLINE, oldest=begun - STALENESS)
-                scheduler.begin(Batch(key=str(begun), phase="train", jobs=jobs, rules=rules))
-                begun += 1
-            episodes = await scheduler.finish(str(step))
-            assert episodes is not None
-            _check(episodes)
-            rolled = clock()
-            if step + 1 < workload.steps:
-                await asyncio.sleep(LEARN_SECONDS)
+        names = [role.name for role in Team.roles]
+        await train(scheduler, names, steps=workload.steps, staleness=STALENESS, batch=batch, learn=learn)
     return rolled - began
 
 
@@ -226,7 +221,7 @@ def _overhead(episodes: int) -> tuple[float, float, int]:
 
 async def _bare(episodes: int) -> float:
     """CPU seconds of tasks that call the simulated server, tools and coach as the batch does, and do nothing else."""
-    server, coach, workspace = Server(episodes), Coach(), await open_workspace()
+    server, workspace = Server(episodes), await open_workspace()
     params = SamplingParams(temperature=1.0, max_tokens=LONGEST, seed=0)
 
     async def episode(name: str) -> None:
@@ -234,7 +229,7 @@ async def _bare(episodes: int) -> float:
         for action in actions_of(name):
             await server.generate((), "", params, action)
             await workspace.run(action)
-            scoring.append(asyncio.create_task(coach.answer(action)))
+            scoring.append(asyncio.create_task(asyncio.sleep(latency(action).coach)))
         await asyncio.gather(*scoring)
 
     began = time.thread_time()

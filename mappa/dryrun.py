@@ -77,7 +77,7 @@ def make_plan(config: Config, learn: LearnConfig, system: System, tasks: TaskSet
     shape, note = model_shape(config.model)
     dtype: Literal["bfloat16", "float32"] = "float32" if config.dtype == "float32" else "bfloat16"
     context = config.sampler.max_context
-    _check_lengths(config, system)
+    check_lengths(config, system)
     actions = {role.name: getattr(system, "turns", {}).get(role.name, 1) for role in system.roles}
     per_episode = sum(actions.values())
     generated = sum(actions[role.name] * role.max_tokens for role in system.roles)
@@ -167,7 +167,8 @@ def model_shape(name: str) -> tuple[ModelShape, str]:
         raise ConfigError(f"the sizes of {name!r} cannot be read: {str(error).splitlines()[0]}") from error
 
 
-def _check_lengths(config: Config, system: System) -> None:
+def check_lengths(config: Config, system: System) -> None:
+    """Raises ConfigError where a context leaves nothing to write or cannot be learned from."""
     context, budget = config.sampler.max_context, config.learn.tokens_per_micro_batch
     for role in system.roles:
         if role.plays and role.max_tokens >= context:

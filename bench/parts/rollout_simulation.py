@@ -15,14 +15,23 @@ import asyncio
 import functools
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mappa.coach import ActionContext
-from mappa.rollout.scheduler import Job
+from mappa.journal import Journal
+from mappa.rollout.budget import Budget, WorkLeft
+from mappa.rollout.place import OpenWorkspace
+from mappa.rollout.published import Published
+from mappa.rollout.scheduler import Batch, Job, Scheduler
+from mappa.rollout.stage import Services
+from mappa.rollout.stage import Text as StageText
+from mappa.rollout.timeline import Timeline
+from mappa.sampler import Sampler
 from mappa.systems import Stage
 from mappa.types import (
+    Episode,
     ExecutionResult,
     Generation,
     Message,
@@ -42,7 +51,6 @@ PROMPT_TOKENS, LONGEST = 1024, 2048
 _PROMPT = tuple(range(PROMPT_TOKENS))
 _OUTPUT = tuple(range(LONGEST))
 _LOGPROBS = (-0.5,) * LONGEST
-_RAN = ExecutionResult(outcome="ok", exit_code=0)
 _SCORED = Verdict(score=5.0, reason="", coach="simulated@1")
 
 
@@ -121,11 +129,15 @@ class Server:
 
 
 class Workspace:
-    """Running the name of an action takes as long as that action's tool does, and leaves nothing."""
+    """Running code takes as long as `seconds` says of it, prints what is given, and leaves nothing."""
+
+    def __init__(self, seconds: Callable[[str], float], printed: str = "") -> None:
+        self._seconds = seconds
+        self._ran = ExecutionResult(outcome="ok", exit_code=0, stdout=printed)
 
     async def run(self, code: str, *, timeout: float | None = None) -> ExecutionResult:
-        await asyncio.sleep(latency(code).tool)
-        return _RAN
+        await asyncio.sleep(self._seconds(code))
+        return self._ran
 
     def files(self) -> Mapping[str, int]:
         return {}
@@ -139,22 +151,78 @@ class Workspace:
 
 
 async def open_workspace() -> Workspace:
-    return Workspace()
+    """Of the team above, whose code is the name of its action."""
+    return Workspace(lambda code: latency(code).tool)
 
 
 class Coach:
+    """Scores after as many seconds as `seconds` says of the action."""
+
     name = "simulated@1"
     stopped: str | None = None
 
-    async def score(self, context: ActionContext) -> Verdict:
-        return await self.answer(f"{context.task.id}/{context.action.role}/{context.action.turn}")
+    def __init__(self, seconds: Callable[[ActionContext], float]) -> None:
+        self._seconds = seconds
 
-    async def answer(self, action: str) -> Verdict:
-        await asyncio.sleep(latency(action).coach)
+    async def score(self, context: ActionContext) -> Verdict:
+        await asyncio.sleep(self._seconds(context))
         return _SCORED
 
     async def close(self) -> None:
         pass
+
+
+def coach() -> Coach:
+    """Of the team above."""
+    return Coach(lambda context: latency(f"{context.task.id}/{context.action.role}/{context.action.turn}").coach)
+
+
+def make_services(
+    journal: Journal,
+    base: StageText,
+    sampler: Sampler,
+    coach: Coach,
+    workspace: OpenWorkspace,
+    *,
+    tokens: int,
+    roles: int,
+    longest_first: bool = True,
+) -> Services:
+    """Everything that the real loop works with, on the running loop's clock. `tokens` may be in flight."""
+    return Services(
+        base=base,
+        sampler=sampler,
+        coach=coach,
+        journal=journal,
+        open_workspace=workspace,
+        timeline=Timeline(journal, asyncio.get_running_loop().time),
+        published=Published(),
+        budget=Budget(tokens),
+        work=WorkLeft(roles),
+        longest_first=longest_first,
+    )
+
+
+async def train(
+    scheduler: Scheduler,
+    roles: Sequence[str],
+    *,
+    steps: int,
+    staleness: int,
+    batch: Callable[[int], Batch],
+    learn: Callable[[int, list[Episode]], Awaitable[None]],
+) -> None:
+    """The job's own order of things (train.py): the next steps' episodes run while the learner learns. Steps count from
+    0; a batch's key is its step."""
+    begun = 0
+    for step in range(steps):
+        scheduler.services.published.set(step, {role: f"{role}@{step}" for role in roles})
+        while begun <= min(step + staleness, steps - 1):
+            scheduler.begin(batch(begun))
+            begun += 1
+        episodes = await scheduler.finish(str(step))
+        assert episodes is not None, "nobody asked it to stop"
+        await learn(step, episodes)
 
 
 def make_jobs(folder: Path, step: int, count: int) -> list[Job]:
