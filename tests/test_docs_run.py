@@ -107,11 +107,18 @@ def test_the_team_of_readme_is_trained_by_its_command(first: Path) -> None:
     assert {"report.html", "summary.json", "curves.png", "tensorboard"} <= {path.name for path in first.iterdir()}
 
 
-def test_commands_about_a_run(first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Those of the pages, on that run."""
-    problems = tmp_path / "problems.jsonl"
+def test_commands_about_a_run(
+    first: Path, tiny_model: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of the pages, on that run; and on a config of its kind that has not been run."""
+    problems, config = tmp_path / "problems.jsonl", tmp_path / "new.toml"
     problems.write_text(json.dumps({"problem": "What is 2 + 3?", "answer": "5"}))
+    config.write_text(
+        f'name = "new"\nmodel = "{tiny_model}"\nsystem = "my_team.py:pair"\nruns = "{tmp_path}"\ndtype = "float32"\n'
+        f'threads = 1\ntasks.source = "{table}"\nsandbox.preload = []\nevaluate.samples = 1\nlearn.first_layer = 1\n'
+    )
     stands_for = {
+        "CONFIG.toml": str(config),
         "jsonl:FILE": f"jsonl:{problems}",
         "FILE": str(tmp_path / "page.html"),
         "trace.json": str(tmp_path / "trace.json"),
