@@ -275,6 +275,7 @@ def test_a_run_predicts_another_like_it_and_no_other() -> None:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "profile.json"
     monkeypatch.setattr(sys, "argv", ["profile", "--quick", "--json", str(path)])
