@@ -15,7 +15,7 @@ import pytest
 from mappa.config import load_config
 from mappa.errors import ConfigError
 from mappa.evaluate import adapters_folder
-from mappa.journal import read_advantages, read_episodes
+from mappa.journal import read_advantages, read_config, read_episodes
 from mappa.learn.adapters import read_adapter
 from mappa.observe.metrics import read_metrics
 from mappa.run import tasks_of_step
@@ -73,6 +73,7 @@ def check_finished(folder: Path, model: Path, steps: int, episodes: int) -> None
         assert 0 <= low <= summary[phase]["success"] <= high <= 1
     assert [m.step for m in read_metrics(folder / "metrics.jsonl")] == list(range(1, steps + 1))
     journal = list(read_episodes(folder / "journal.sqlite"))
+    mask_truncated = read_config(folder / "journal.sqlite").learn.mask_truncated
     assert len(journal) == steps * episodes and len({e.id for e in journal}) == len(journal)
     for episode in journal:
         assert episode.error is None and [a.role for a in episode.actions] == list(ROLES)
@@ -81,7 +82,8 @@ def check_finished(folder: Path, model: Path, steps: int, episodes: int) -> None
             assert action.verdict is not None and action.evidence is not None
             assert len(action.output_ids) == len(action.logprobs)
             found = read_advantages(folder / "journal.sqlite", f"{episode.id}/{action.role}/{action.turn}")
-            masked = action.finish_reason == "length" or action.verdict.score is None
+            cut = action.finish_reason == "length" and mask_truncated
+            masked = cut or action.verdict.score is None
             assert found is None if masked else found is not None and len(found) == len(action.output_ids)
     assert (folder / "curves.png").stat().st_size > 1000
     assert b'"comparisons":[{' in (folder / "report.html").read_bytes()

@@ -39,6 +39,8 @@ one, every role working on what the ones before it left. Intervals are 95 %, ove
 together.
 
 """
+NOTES = Path(__file__).with_name("arms_notes.md")
+"""What the numbers do not say by themselves."""
 PAPER = """
 ## The paper's table, and what it takes
 
@@ -71,7 +73,8 @@ def write_page(path: Path, result: dict[str, Any], arms: dict[str, list[Done]]) 
         parts.append("No run is done yet.\n")
     if result["forgetting"]:
         parts += ["\n## A second system on the same base\n\n", *_forgetting(result["forgetting"])]
-    replace_file(path, "".join([*parts, PAPER]).encode())
+    notes = NOTES.read_text() if result["arms"] else ""
+    replace_file(path, "".join([*parts, notes, PAPER]).encode())
 
 
 def _table(arms: dict[str, Any], halfway: float | None) -> Iterator[str]:
