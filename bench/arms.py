@@ -38,7 +38,7 @@ ARMS: dict[str, tuple[str, ...]] = {
 """What each does otherwise than the config says; docs/results.md has them in words (arms_page.py)."""
 SECOND = (
     "system=bench.parts.arms_second:Reporting",
-    f'coach.rubrics=["{ROOT / "bench/parts/arms_second.toml"}"]',
+    f'coach.rubrics=["data-science", "{ROOT / "bench/parts/arms_second.toml"}"]',
     "rollout.repair_upstream=false",
 )
 

@@ -10,7 +10,7 @@ from bench.arms import ARMS, SECOND
 from bench.parts.arms_numbers import by_task, curve, halfway, record, rollouts_to, rows
 from bench.parts.arms_page import WORDS, write_page
 from bench.parts.arms_runs import Done
-from mappa.coach import load_coach
+from mappa.coach import check_roles
 from mappa.config import load_config
 from mappa.observe.evaluation import EvaluationResult
 from mappa.systems import adapters_of, team_of
@@ -42,7 +42,9 @@ def test_every_arm_is_a_config_and_has_words() -> None:
         assert adapters_of(team_of(config)) == (("team",) if name == "shared" else own)
         assert name in WORDS
     second = load_config(QUICKSTART, [*SECOND, "learn.start=x"])
-    assert adapters_of(team_of(second))[-1] == "reporter" and load_coach(second.coach).name == "rubric@2"
+    team = team_of(second)
+    check_roles(second.coach, team.roles)
+    assert adapters_of(team)[-1] == "reporter"
 
 
 def test_seeds_are_pooled_by_task() -> None:
