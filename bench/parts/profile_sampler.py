@@ -10,8 +10,8 @@ from bench.parts.profile_engine import Engine
 from bench.parts.profile_workload import Drawn
 from mappa.sampler.sglang.routing import blocks_of, choose
 from mappa.systems import System
-from mappa.systems.stage import CodeOf, Stage
-from mappa.types import Action, Generation, Message, Role, SamplingParams, Task
+from mappa.systems.stage import CodeOf, ForwardingStage, Stage
+from mappa.types import Action, Generation, Message, Role, SamplingParams
 
 if TYPE_CHECKING:
     import torch
@@ -59,25 +59,14 @@ class InlineCoach:
         await self._system.run(_InlineStage(stage, self._seconds))
 
 
-class _InlineStage:
-    """Implements `Stage`."""
-
+class _InlineStage(ForwardingStage):
     def __init__(self, stage: Stage, seconds: Callable[[tuple[int, ...]], float]) -> None:
-        self._stage, self._seconds = stage, seconds
-
-    @property
-    def task(self) -> Task:
-        return self._stage.task
+        super().__init__(stage)
+        self._seconds = seconds
 
     async def act(
         self, role: Role, messages: Sequence[Message], *, code: CodeOf | None = None, after: Action | None = None
     ) -> Action:
-        action = await self._stage.act(role, messages, code=code, after=after)
+        action = await super().act(role, messages, code=code, after=after)
         await asyncio.sleep(self._seconds(action.output_ids))
         return action
-
-    async def repair(self, role: Role) -> bool:
-        return await self._stage.repair(role)
-
-    def files(self) -> dict[str, int]:
-        return self._stage.files()

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from mappa.errors import TeamError
-from mappa.systems.stage import CodeOf, Stage, System
-from mappa.types import Action, Message, Role, Task
+from mappa.systems.stage import CodeOf, ForwardingStage, Stage, System
+from mappa.types import Action, Message, Role
 
 ADAPTER = "team"
 
@@ -28,26 +28,13 @@ class SharedAdapter:
         await self._system.run(_SharingStage(stage))
 
 
-class _SharingStage:
-    """Implements `Stage`: the system names its roles as it knows them."""
-
-    def __init__(self, stage: Stage) -> None:
-        self._stage = stage
-
-    @property
-    def task(self) -> Task:
-        return self._stage.task
+class _SharingStage(ForwardingStage):
+    """The system names its roles as it knows them."""
 
     async def act(
         self, role: Role, messages: Sequence[Message], *, code: CodeOf | None = None, after: Action | None = None
     ) -> Action:
-        return await self._stage.act(_sharing(role), messages, code=code, after=after)
-
-    async def repair(self, role: Role) -> bool:
-        return await self._stage.repair(role)
-
-    def files(self) -> dict[str, int]:
-        return self._stage.files()
+        return await super().act(_sharing(role), messages, code=code, after=after)
 
 
 def _sharing(role: Role) -> Role:

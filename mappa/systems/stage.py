@@ -41,6 +41,28 @@ class Stage(Protocol):
         ...
 
 
+class ForwardingStage:
+    """Implements `Stage` by another one, for stages that do one thing otherwise."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+
+    @property
+    def task(self) -> Task:
+        return self._stage.task
+
+    async def act(
+        self, role: Role, messages: Sequence[Message], *, code: CodeOf | None = None, after: Action | None = None
+    ) -> Action:
+        return await self._stage.act(role, messages, code=code, after=after)
+
+    async def repair(self, role: Role) -> bool:
+        return await self._stage.repair(role)
+
+    def files(self) -> dict[str, int]:
+        return self._stage.files()
+
+
 class System(Protocol):
     """A team: its roles in order, and how they work on a task."""
 
