@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
 import os
@@ -52,6 +53,10 @@ class Lab:
         result = self.run(code, timeout=timeout)
         assert result.outcome == "ok", (result.outcome, result.stdout, result.stderr)
         return result.stdout
+
+    def literal(self, code: str) -> object:
+        """The literal that `code` prints."""
+        return ast.literal_eval(self.output(code))
 
     @contextlib.contextmanager
     def workspace(self) -> Iterator[SandboxWorkspace]:

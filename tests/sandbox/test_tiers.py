@@ -169,7 +169,7 @@ def test_a_masked_proc_is_named() -> None:
 
 
 SUITE = [
-    "tests/sandbox/test_attacks.py",
+    *(f"tests/sandbox/test_attacks_{kind}.py" for kind in ("resources", "reach", "escape", "traps")),
     *(
         f"tests/sandbox/test_lifecycle.py::test_{name}"
         for name in ("server_killed_once_the_execution_is_tried_again", "trainer_killed_takes_everything_along")
