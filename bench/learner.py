@@ -55,7 +55,7 @@ def main() -> None:
     options.add_argument("--only", choices=SECTIONS, help="measure one part alone")
     arguments = options.parse_args()
     if arguments.dry_run:
-        print(importlib.import_module("mappa.learn.memory").memory_table())
+        print(importlib.import_module("mappa.learn.memory_table").memory_table())
         return
     env = environment(PACKAGES)
     rows: list[Row] = []

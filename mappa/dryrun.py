@@ -17,7 +17,8 @@ from msgspec import Struct
 from mappa.coach import check_roles
 from mappa.config import ChatConfig, Config, LearnConfig, cache_home
 from mappa.errors import ConfigError, TaskError
-from mappa.learn.memory import DEVICE_PARTS, GB, SHAPES, Memory, MemorySettings, ModelShape, predict
+from mappa.learn.memory import DEVICE_PARTS, GB, Memory, MemorySettings, predict
+from mappa.learn.shape import SHAPES, ModelShape
 from mappa.systems import System, team_of
 from mappa.tasks import TaskSet, prepare
 from mappa.types import Task

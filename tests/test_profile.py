@@ -30,7 +30,7 @@ from bench.parts.profile_workload import Workload, habits_of
 from mappa.config import LearnConfig, load_config, override
 from mappa.errors import ConfigError, JournalError
 from mappa.journal import Span
-from mappa.learn.memory import SHAPES
+from mappa.learn.shape import SHAPES
 from mappa.observe.metrics import Seconds, StepMetrics
 from mappa.sampler.sglang.routing import blocks_of
 from mappa.systems import team_of

@@ -12,7 +12,8 @@ from bench.parts.profile_node import Node, kv_bytes
 from mappa.config import Config, LearnConfig
 from mappa.dryrun import check_lengths
 from mappa.errors import ConfigError
-from mappa.learn.memory import DEVICE_PARTS, GB, MemorySettings, ModelShape, adapter_elements, predict
+from mappa.learn.memory import DEVICE_PARTS, GB, MemorySettings, adapter_elements, predict
+from mappa.learn.shape import ModelShape
 from mappa.run import learn_settings
 from mappa.systems import System, adapters_of
 

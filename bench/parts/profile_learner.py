@@ -11,9 +11,10 @@ from msgspec.structs import replace
 
 from bench.parts.profile_node import Node, Work, forward_flops, linear_elements, prompt_work
 from mappa.config import LearnConfig
-from mappa.learn.memory import FLOAT, MemorySettings, ModelShape, adapter_elements
+from mappa.learn.memory import FLOAT, MemorySettings, adapter_elements
 from mappa.learn.packing import MicroBatch, computed, pack, split_by_cost
 from mappa.learn.samples import action_tokens
+from mappa.learn.shape import ModelShape
 from mappa.types import Sample
 
 Batching = Literal["shared", "packed", "padded"]

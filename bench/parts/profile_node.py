@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from mappa.errors import ConfigError
-from mappa.learn.memory import ModelShape
+from mappa.learn.shape import ModelShape
 
 
 def _doc(text: str) -> Meta:

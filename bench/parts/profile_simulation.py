@@ -28,8 +28,8 @@ from bench.parts.rollout_simulation import Coach, Workspace, make_services, trai
 from mappa.config import Config
 from mappa.journal import Journal, Span
 from mappa.lead import jobs_of_step
-from mappa.learn.memory import ModelShape
 from mappa.learn.samples import learnable
+from mappa.learn.shape import ModelShape
 from mappa.rollout.samples import learned_actions, samples_of, staleness
 from mappa.rollout.scheduler import Batch, Scheduler
 from mappa.rollout.stage import Rules

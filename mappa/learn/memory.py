@@ -1,7 +1,5 @@
 """What one training step of the learner needs on each GPU: arithmetic, to choose settings before there is a machine.
 
-    python -m bench.learner --dry-run
-
 Everything is predicted. Base, adapters, masters, gradients, moments and what autograd keeps of a forward pass are
 compared with real tensors of small models on a CPU, of one rank and of two (tests/learn/test_memory.py). Buckets,
 gathered matrices and scratch space follow from the sources of DeepSpeed 0.19.8 and of the kernels, and nothing has been
@@ -15,14 +13,14 @@ element of the base. There is never a [U, vocabulary] tensor.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from mappa.config import LearnConfig
 from mappa.errors import LearnError
+from mappa.learn.shape import ModelShape
 
 GB = 10**9
 FLOAT = 4
@@ -36,89 +34,6 @@ LOGIT_ROWS, LOGIT_COLUMNS = 4096, 8192
 """The largest piece of numerators the log-prob kernel holds on a GPU (mappa_kernels/gpu/sweep.py)."""
 CPU_SCRATCH = 4 * 2**20
 """What it was measured to hold on a CPU."""
-
-
-class ModelShape(Struct, frozen=True, kw_only=True):
-    """The sizes of a Llama-like decoder."""
-
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    tied: bool
-    """One matrix is both embedding and output head."""
-    head_norms: bool = False
-    """Queries and keys are normalised per head (Qwen3)."""
-    qkv_bias: bool = False
-    """Query, key and value projections have a bias (Qwen2)."""
-
-    @classmethod
-    def of(cls, config: Any) -> ModelShape:
-        """From a transformers config of the Llama or Qwen families. Raises LearnError for biases it does not know."""
-        kind = config.model_type
-        if getattr(config, "mlp_bias", False) or (kind != "qwen2" and getattr(config, "attention_bias", False)):
-            raise LearnError(f"no memory arithmetic for {kind!r} with biases; give the ModelShape by hand")
-        return cls(
-            hidden=config.hidden_size,
-            intermediate=config.intermediate_size,
-            layers=config.num_hidden_layers,
-            heads=config.num_attention_heads,
-            kv_heads=config.num_key_value_heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-            vocabulary=config.vocab_size,
-            tied=bool(config.tie_word_embeddings),
-            head_norms=kind == "qwen3",
-            qkv_bias=kind == "qwen2",
-        )
-
-    @property
-    def linears(self) -> dict[str, tuple[int, int]]:
-        """(in, out) of the linear layers of one decoder layer, by name."""
-        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        return {
-            "q_proj": (self.hidden, queries),
-            "k_proj": (self.hidden, keys),
-            "v_proj": (self.hidden, keys),
-            "o_proj": (queries, self.hidden),
-            "gate_proj": (self.hidden, self.intermediate),
-            "up_proj": (self.hidden, self.intermediate),
-            "down_proj": (self.intermediate, self.hidden),
-        }
-
-    @property
-    def tensors(self) -> list[int]:
-        """Elements of every parameter of the model."""
-        layer = [i * o for i, o in self.linears.values()] + [self.hidden] * 2 + [self.head_dim] * (2 * self.head_norms)
-        if self.qkv_bias:
-            layer += [self.linears[name][1] for name in ("q_proj", "k_proj", "v_proj")]
-        ends = [self.vocabulary * self.hidden] * (1 if self.tied else 2)
-        return [*ends, *layer * self.layers, self.hidden]
-
-
-def _qwen3(hidden: int, intermediate: int, layers: int, heads: int, *, tied: bool = False) -> ModelShape:
-    return ModelShape(
-        hidden=hidden,
-        intermediate=intermediate,
-        layers=layers,
-        heads=heads,
-        kv_heads=8,
-        head_dim=128,
-        vocabulary=151_936,
-        tied=tied,
-        head_norms=True,
-    )
-
-
-SHAPES = {
-    "4B": _qwen3(2560, 9728, 36, 32, tied=True),
-    "8B": _qwen3(4096, 12288, 36, 32),
-    "14B": _qwen3(5120, 17408, 40, 40),
-    "32B": _qwen3(5120, 25600, 64, 64),
-}
-"""The dense Qwen3 models."""
 
 
 class MemorySettings(Struct, frozen=True, kw_only=True):
@@ -362,86 +277,3 @@ def _check(shape: ModelShape, settings: MemorySettings) -> None:
         raise LearnError(f"shard_base needs zero_stage=3; it is {settings.zero_stage}")
     if settings.offload and settings.zero_stage == 0:
         raise LearnError("offload needs zero_stage 1, 2 or 3")
-
-
-class MemoryRow(Struct, frozen=True, kw_only=True):
-    """A line of the table."""
-
-    model: str
-    rank: int
-    roles: int
-    memory: Memory
-    kept: int
-    """Total bytes without checkpointing."""
-    fits: bool
-    sharding_saves: int
-    """Bytes per GPU."""
-
-
-def memory_rows(
-    shapes: Mapping[str, ModelShape] = SHAPES,
-    ranks: Sequence[int] = (16, 64),
-    roles: Sequence[int] = (3, 8),
-    settings: MemorySettings | None = None,
-    limit: int = 80 * GB,
-) -> list[MemoryRow]:
-    """Predictions for every shape, rank and number of roles; all else as in `settings`."""
-    settings = settings or MemorySettings()
-    rows = []
-    for model, shape in shapes.items():
-        for rank in ranks:
-            for count in roles:
-                mine = replace(settings, rank=rank, roles=count)
-                memory = predict(shape, mine)
-                rows.append(
-                    MemoryRow(
-                        model=model,
-                        rank=rank,
-                        roles=count,
-                        memory=memory,
-                        kept=predict(shape, replace(mine, checkpoint_activations=False)).total,
-                        fits=memory.fits(limit),
-                        sharding_saves=sharding_saves(shape, mine),
-                    )
-                )
-    return rows
-
-
-def memory_table(
-    shapes: Mapping[str, ModelShape] = SHAPES,
-    ranks: Sequence[int] = (16, 64),
-    roles: Sequence[int] = (3, 8),
-    settings: MemorySettings | None = None,
-    limit: int = 80 * GB,
-) -> str:
-    """Predicted GB per GPU by part, one line per shape, rank and number of roles, as text."""
-    settings = settings or MemorySettings()
-    rows = memory_rows(shapes, ranks, roles, settings, limit)
-    names = {"gradients": "grads", "activations": "activ.", "recomputed": "1 layer", "workspace": "scratch"}
-    head = ["model", "rank", "roles", *(names.get(part, part) for part in DEVICE_PARTS)]
-    head += ["total", f"fits {limit / GB:.0f}", "all kept", "sharding saves"]
-    lines = [head]
-    for row in rows:
-        sizes = [getattr(row.memory, part) for part in DEVICE_PARTS] + [row.memory.total]
-        cells = [row.model, str(row.rank), str(row.roles), *(f"{size / GB:.2f}" for size in sizes)]
-        fits = "NO" if not row.fits else "tight" if row.memory.total > 0.95 * limit else "yes"
-        lines.append([*cells, fits, f"{row.kept / GB:.2f}", f"{row.sharding_saves / GB:.2f}"])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-    return "\n".join([_title(settings), *table, _NOTES])
-
-
-def _title(settings: MemorySettings) -> str:
-    return (
-        f"predicted, not measured: GB (1e9 bytes) per GPU of one training step on {settings.world_size} GPUs; "
-        f"{settings.dtype} base{', divided' if settings.shard_base else ''}, fp32 adapters, ZeRO-{settings.zero_stage}"
-        f"{', optimiser offloaded' if settings.offload else ''}; {settings.tokens} packed tokens per micro-batch, "
-        f"{settings.scored_rows} of them scored; "
-        f"activations {'checkpointed' if settings.checkpoint_activations else 'all kept'}"
-    )
-
-
-_NOTES = """\
-tight: over 95 %. 1 layer: activations of the layer that is run again. all kept: the total without checkpointing.
-sharding saves: what ZeRO-3 with shard_base takes off the base. scratch: an estimate.
-Not counted: the CUDA context, what the allocator keeps unused, a server on the same GPU."""

@@ -21,16 +21,14 @@ from mappa.learn.memory import (
     DEVICE_PARTS,
     GB,
     REDUCE_BUCKET,
-    SHAPES,
     MemorySettings,
-    ModelShape,
     activation_bytes,
     logprob_bytes,
-    memory_rows,
-    memory_table,
     predict,
     sharding_saves,
 )
+from mappa.learn.memory_table import memory_rows, memory_table
+from mappa.learn.shape import SHAPES, ModelShape
 from mappa.model.base import load_base
 from mappa.types import Sample
 
