@@ -93,6 +93,7 @@ def test_the_page_says_what_is_there_and_what_is_not(tmp_path: Path) -> None:
     }
     write_page(tmp_path / "results.md", found | {"forgetting": {"process": {0: one}}}, arms)
     page = (tmp_path / "results.md").read_text()
+    assert "| -75 [-75, -75], p = 0.002 |" in page and "| seed 1 | 0 | 100 | 25 |" in page
     assert f"| {WORDS['process']} | 2 | 0 % [0, 5] | 100 % [95, 100] |" in page and "| never |" in page
     assert "outcome-only never came to 50 %" in page and "| one per role | 0 | 50 % [40, 60] |" in page
     assert "| held-out success, % | base | process | outcome |" in page and "| t0 | 0 | 100 | 25 |" in page

@@ -40,6 +40,14 @@ def gain(runs: Sequence[Done]) -> tuple[float, float, float, float]:
     return paired_difference(before, after)
 
 
+def against(runs: Sequence[Done], others: Sequence[Done]) -> tuple[float, float, float, float] | None:
+    """Trained over trained of another arm, with the seeds that both have: (difference, low, high, p), paired by task.
+    None: they have none in common."""
+    both = {run.seed for run in runs} & {run.seed for run in others}
+    ours, theirs = (by_task([run.trained for run in arm if run.seed in both]) for arm in (runs, others))
+    return paired_difference(theirs, ours) if both else None
+
+
 def rollouts_to(points: Sequence[tuple[int, Share]], success: float) -> float | None:
     """Training episodes until the curve reaches `success`, in a straight line between measurements; None: it never
     does."""
@@ -87,14 +95,17 @@ def rows(arms: dict[str, list[Done]]) -> list[Row]:
 def record(arms: dict[str, list[Done]]) -> dict[str, Any]:
     """All of it, for the JSON file."""
     level = halfway(arms)
-    return {name: _arm(runs, level) for name, runs in arms.items() if runs}
+    found = {name: _arm(runs, level) for name, runs in arms.items() if runs}
+    for name in found.keys() - {"process"}:
+        found[name]["against process"] = _difference(against(arms[name], arms.get("process", [])))
+    return found
 
 
 def _arm(runs: Sequence[Done], level: float | None) -> dict[str, Any]:
-    points, (change, low, high, p) = curve(runs), gain(runs)
+    points = curve(runs)
     return {
         "curve": [{"rollouts": at, "success": share} for at, share in points],
-        "gain": {"mean": change, "interval": [low, high], "p": p},
+        "gain": _difference(gain(runs)),
         "rollouts to halfway": rollouts_to(points, level) if level is not None else None,
         "training minutes": fmean(run.training_minutes for run in runs),
         "cpu minutes": fmean(run.cpu_minutes for run in runs),
@@ -110,6 +121,13 @@ def _arm(runs: Sequence[Done], level: float | None) -> dict[str, Any]:
             for run in runs
         },
     }
+
+
+def _difference(found: tuple[float, float, float, float] | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    change, low, high, p = found
+    return {"mean": change, "interval": [low, high], "p": p}
 
 
 def _row(what: str, ours: float, peer: float, name: str, difference: float, goal: str, met: bool) -> Row:

@@ -66,7 +66,7 @@ def write_page(path: Path, result: dict[str, Any], arms: dict[str, list[Done]]) 
     if result["arms"]:
         replace_file(path.with_suffix(".png"), _picture(arms))
         parts += [*_table(result["arms"], result["halfway"]), f"\n![Success over rollouts]({path.stem}.png)\n"]
-        parts += ["\n## By task\n\n", *_tasks(arms)]
+        parts += ["\n## By seed\n\n", *_seeds(arms), "\n## By task\n\n", *_tasks(arms)]
         if result["rows"]:
             parts += ["\n## Against the goals\n\n", *_goals(result["rows"])]
     else:
@@ -79,26 +79,38 @@ def write_page(path: Path, result: dict[str, Any], arms: dict[str, list[Done]]) 
 
 def _table(arms: dict[str, Any], halfway: float | None) -> Iterator[str]:
     never = "never" if halfway is not None else "-"
-    yield "| an action is rewarded with | seeds | held-out success, base | trained | gain, paired "
-    yield "| rollouts to halfway | training, min | CPU min |\n|---|---|---|---|---|---|---|---|\n"
+    yield "| an action is rewarded with | seeds | held-out success, base | trained | gain, paired | against the first "
+    yield "| rollouts to halfway | training, min | CPU min |\n|---|---|---|---|---|---|---|---|---|\n"
     for name, arm in arms.items():
-        first, last, gain = arm["curve"][0]["success"], arm["curve"][-1]["success"], arm["gain"]
-        low, high = gain["interval"]
         cells = [
             WORDS[name],
             str(len(arm["seeds"])),
-            _share(first),
-            _share(last),
-            f"{100 * gain['mean']:+.0f} [{100 * low:+.0f}, {100 * high:+.0f}], p = {gain['p']:.2g}",
+            _share(arm["curve"][0]["success"]),
+            _share(arm["curve"][-1]["success"]),
+            _points(arm["gain"]),
+            _points(arm.get("against process")),
             never if arm["rollouts to halfway"] is None else f"{arm['rollouts to halfway']:.0f}",
             f"{arm['training minutes']:.0f}",
             f"{arm['cpu minutes']:.0f}",
         ]
         yield f"| {' | '.join(cells)} |\n"
     where = f", {100 * halfway:.0f} %" if halfway is not None else ""
-    yield f"\nHalfway: between the base and what a score for every action came to{where}. Times are means over the\n"
-    yield "seeds. CPU minutes include the held-out measurements; training minutes are wall time, and other work may\n"
+    yield "\nGain and difference are in points, paired by task; the difference is to the first arm's runs of the same\n"
+    yield "seeds. "
+    yield f"Halfway: between the base and what a score for every action came to{where}. Times are\n"
+    yield "means over the seeds. CPU minutes include the held-out measurements; training minutes are wall time, and other work may\n"
     yield "have shared the machine.\n"
+
+
+def _seeds(arms: dict[str, list[Done]]) -> Iterator[str]:
+    """What each run came to by itself; the base has the seed's own draws."""
+    shown = {name: {run.seed: run for run in runs} for name, runs in arms.items() if runs}
+    yield f"| held-out success, % | base | {' | '.join(shown)} |\n|---|{'---|' * (len(shown) + 1)}\n"
+    for seed in sorted({seed for runs in shown.values() for seed in runs}):
+        runs = [by_seed.get(seed) for by_seed in shown.values()]
+        base = next(run.base.success for run in runs if run is not None)
+        cells = [f"{100 * base:.0f}", *("-" if run is None else f"{100 * run.trained.success:.0f}" for run in runs)]
+        yield f"| seed {seed} | {' | '.join(cells)} |\n"
 
 
 def _tasks(arms: dict[str, list[Done]]) -> Iterator[str]:
@@ -165,6 +177,13 @@ def _training(runs: Sequence[Done]) -> Iterator[tuple[float, float]]:
     for step, successes in enumerate(zip(*(run.training for run in runs), strict=True)):
         known = [success for success in successes if success is not None]
         yield step * runs[0].curve[-1][0] / len(runs[0].training), fmean(known) if known else math.nan
+
+
+def _points(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    low, high = found["interval"]
+    return f"{100 * found['mean']:+.0f} [{100 * low:+.0f}, {100 * high:+.0f}], p = {found['p']:.2g}"
 
 
 def _share(found: Sequence[float]) -> str:
