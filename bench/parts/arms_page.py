@@ -95,11 +95,12 @@ def _table(arms: dict[str, Any], halfway: float | None) -> Iterator[str]:
         ]
         yield f"| {' | '.join(cells)} |\n"
     where = f", {100 * halfway:.0f} %" if halfway is not None else ""
-    yield "\nGain and difference are in points, paired by task; the difference is to the first arm's runs of the same\n"
-    yield "seeds. "
-    yield f"Halfway: between the base and what a score for every action came to{where}. Times are\n"
-    yield "means over the seeds. CPU minutes include the held-out measurements; training minutes are wall time, and other work may\n"
-    yield "have shared the machine.\n"
+    yield f"""
+Gain and difference are in points, paired by task; the difference is to the first arm's runs of the same seeds.
+Halfway: between the base and what a score for every action came to{where}. Times are means over the seeds.
+CPU minutes include the held-out measurements; training minutes are wall time, and other work may have shared the
+machine.
+"""
 
 
 def _seeds(arms: dict[str, list[Done]]) -> Iterator[str]:
