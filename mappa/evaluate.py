@@ -3,6 +3,7 @@
     python -m mappa.evaluate runs/NAME                        the run's adapters, on its held-out tasks
     python -m mappa.evaluate runs/NAME --version base         the base; a step, or a folder of adapters, likewise
     python -m mappa.evaluate CONFIG.toml --version base       the base, before anything is trained
+    python -m mappa.evaluate runs/NAME evaluate.temperature=0.2    with other settings than the run's own
     python -m mappa.evaluate runs/NAME --against FILE.json    beside an earlier result, with a paired test
 
 No coach has a part in it. Intervals are bootstrapped over tasks: episodes of one task are alike.
@@ -136,6 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=Path, help="folder of a run, or the TOML file of one that has not begun")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings to measure with, as for training")
     parser.add_argument(
         "--version",
         default="trained",
@@ -148,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--against", type=Path, help="JSON of an earlier evaluation: both are shown, with a paired test"
     )
     parser.add_argument("--json", type=Path, help="where the result goes; default: evaluations/ in the run's folder")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     try:
         before = _read_result(options.against) if options.against else None
         config = _config_of(options)
@@ -170,8 +172,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _place(folder: Path, options: argparse.Namespace) -> Path:
-    version = Path(options.version).name
-    return folder / "evaluations" / f"{version}-{'greedy' if options.greedy else 'sampled'}.json"
+    mode = "greedy" if options.greedy else "sampled"
+    name = ",".join([f"{Path(options.version).name}-{mode}", *options.settings])
+    return folder / "evaluations" / f"{name.replace('/', '_')}.json"
 
 
 def _read_result(path: Path) -> EvaluationResult:
@@ -208,7 +211,8 @@ def _config_of(options: argparse.Namespace) -> Config:
         except OSError:
             raise ConfigError(f"{options.run} is not the folder of a run: config.json is missing") from None
         config = config_from(raw, where=str(options.run))
-    return config if not options.samples else override(config, [f"evaluate.samples={options.samples}"])
+    samples = [f"evaluate.samples={options.samples}"] if options.samples else []
+    return override(config, [*options.settings, *samples])
 
 
 def _evaluate_run(config: Config, folder: Path, options: argparse.Namespace) -> EvaluationResult:

@@ -95,17 +95,21 @@ def check_finished(folder: Path, model: Path, steps: int, episodes: int) -> None
 def check_evaluation(folder: Path) -> None:
     """A finished run is measured again: its base, and its last adapters beside that."""
     for version in ("base", "trained"):
-        against = ["--against", str(folder / "evaluations/base-greedy.json")] if version == "trained" else []
-        command = [sys.executable, "-m", "mappa.evaluate", str(folder), "--greedy", "--version", version, *against]
+        own = ["rollout.deadline=300", "--greedy", "--version", version]
+        own += ["--against", str(folder / "evaluations/base-greedy,rollout.deadline=300.json")] * (version == "trained")
+        command = [sys.executable, "-m", "mappa.evaluate", str(folder), *own]
         result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, cwd=ROOT)
         assert result.returncode == 0, result.stderr
         assert "no held-out task shares its text" in result.stdout and "0 tasks of the source" in result.stdout
-        found = json.loads((folder / f"evaluations/{version}-greedy.json").read_bytes())
+        found = json.loads((folder / f"evaluations/{version}-greedy,rollout.deadline=300.json").read_bytes())
         assert found["habits"].keys() == set(ROLES) and found["measures"]["submission"][0] <= 1
     assert "success, paired over 10 tasks" in result.stdout and "sign-flip p" in result.stdout
     assert "submission, paired over 10 tasks" in result.stdout and "modeler: tokens, paired over" in result.stdout
-    again = json.loads((folder / "evaluation-base-greedy.json").read_bytes())
-    assert json.loads((folder / "evaluations/base-greedy.json").read_bytes())["tasks"] == again["tasks"]
+    first, again = (
+        json.loads((folder / name).read_bytes())
+        for name in ("evaluation-base-greedy.json", "evaluations/base-greedy,rollout.deadline=300.json")
+    )
+    assert first["tasks"] == again["tasks"]
     measured = list(read_episodes(folder / "evaluation.sqlite", "trained"))  # the last measurement's journal
     assert measured and all(action.verdict is None for e in measured for action in e.actions), "no coach has a part"
     assert adapters_folder(folder, "1") == folder / "checkpoints/step-000001/adapters"
