@@ -230,6 +230,18 @@ def test_an_adapter_that_does_not_match_is_not_routed_to(rig: Rig, servers: list
     asyncio.run(run())
 
 
+def test_an_adapter_that_the_last_server_does_not_serve_is_refused(rig: Rig, servers: list[FakeSGLang]) -> None:
+    async def run() -> None:
+        async with rig.sampler(*servers) as sampler:
+            servers[0].die()
+            servers[1].deaf = True
+            with pytest.raises(AdapterError, match="nats on average"):
+                await sampler.publish("solver", 2, rig.adapter(7))
+            assert (await sampler.generate(PROMPT, "solver@1", params(), "x")).output_ids
+
+    asyncio.run(run())
+
+
 def test_a_version_is_unloaded_when_its_last_request_is_done(rig: Rig, servers: list[FakeSGLang]) -> None:
     async def run() -> None:
         async with rig.sampler(*servers) as sampler:

@@ -151,7 +151,8 @@ class SGLangSampler:
         """Load a version on every server, prove it there, and return its name. Requests go on meanwhile.
 
         A server that does not serve it rightly is brought up anew, and the run is told. Raises AdapterError where none
-        does: then the name is burnt and nothing is routed to it.
+        serves it and one says so, others being lost meanwhile or not: then the name is burnt and nothing is routed to
+        it.
         """
         name = adapter_name(role, version)
         check_adapter(self._layers, tensors, name)
@@ -168,7 +169,7 @@ class SGLangSampler:
         servers = [server for server in self.servers if server.up]
         results = await asyncio.gather(*(self._load(server, published) for server in servers))
         faults = [fault for fault in results if fault is not None]
-        if faults and len(faults) == len(servers):
+        if faults and not any(name in server.loaded for server in self.servers):
             del self._live[name]
             await asyncio.to_thread(published.forget)
             raise AdapterError("; ".join(str(fault) for fault in faults))
