@@ -42,8 +42,12 @@ def smollm2_folder(cache: Path) -> Path:
         _convert(source, building)
         (building / "weights.sha256").write_text(_sha256(building / "model.safetensors"))
         building.rename(folder)
+    except OSError:
+        if not folder.exists():  # else another run has made the same meanwhile
+            raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
+    _verify(folder)
     return folder
 
 
