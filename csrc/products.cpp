@@ -5,6 +5,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
+#include <utility>
 #include <vector>
 
 #include "matrix.h"
@@ -69,27 +70,25 @@ class BFloat16Products final : public Products {
         transposed_(transposed),
         pairs_(token_pairs(hidden)) {
     if (transposed) panel_ = at::empty({panel, weight_.columns, kernels.rows}, at::kBFloat16);
-    if (width_ != weight_.columns) odd_ = at::zeros({panel, kernels.rows, width_}, at::kBFloat16);
+    if (width_ != weight_.columns || weight_.column_stride != 1)
+      copies_ = at::zeros({panel, kernels.rows, width_}, at::kBFloat16);
   }
 
   void prepare(int64_t place, int64_t first) override {
     const int64_t count = std::min<int64_t>(kernels_.rows, weight_.rows - first);
-    const BFloat* rows = source() + first * weight_.row_stride;
-    if (odd_.defined())
-      for (int64_t r = 0; r < count; ++r)
-        std::copy_n(rows + r * weight_.row_stride, weight_.columns, odd_row(place) + r * width_);
+    if (copies_.defined()) copy(first, count, copies(place));
     if (!transposed_) return;
+    const auto [rows, ld] = slab(place, first);
     BFloat* out = panel(place);
     for (int64_t r0 = 0; r0 < kernels_.rows; r0 += 16)  // blocks of a few cache lines both ways
       for (int64_t k = 0; k < weight_.columns; ++k)
         for (int64_t r = r0; r < std::min<int64_t>(r0 + 16, kernels_.rows); ++r)
-          out[k * kernels_.rows + r] = r < count ? rows[r * weight_.row_stride + k] : BFloat(0);
+          out[k * kernels_.rows + r] = r < count ? rows[r * ld + k] : BFloat(0);
   }
 
   void logits(int64_t place, int64_t first, int64_t tile, float* logits) override {
     const int64_t count = std::min<int64_t>(kernels_.rows, weight_.rows - first), n = kernels_.tokens;
-    const BFloat* a = odd_.defined() ? odd_row(place) : source() + first * weight_.row_stride;
-    const int64_t lda = odd_.defined() ? width_ : weight_.row_stride;
+    const auto [a, lda] = slab(place, first);
     product(count, n, width_, lda, false, a, pairs_.const_data_ptr<BFloat>() + tile * width_ * n, logits);
   }
 
@@ -128,16 +127,29 @@ class BFloat16Products final : public Products {
     return pairs;
   }
 
+  // Rows of the weight in an even width, zeros beyond it, with contiguous columns.
+  void copy(int64_t first, int64_t count, BFloat* out) const {
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t k = 0; k < weight_.columns; ++k)
+        out[r * width_ + k] = source()[(first + r) * weight_.row_stride + k * weight_.column_stride];
+  }
+
+  // The slab's rows and the distance between them: copies where the weight cannot be read as it lies.
+  std::pair<const BFloat*, int64_t> slab(int64_t place, int64_t first) const {
+    if (copies_.defined()) return {copies(place), width_};
+    return {source() + first * weight_.row_stride, weight_.row_stride};
+  }
+
   const BFloat* source() const { return static_cast<const BFloat*>(weight_.data); }
   BFloat* panel(int64_t place) const { return panel_.mutable_data_ptr<BFloat>() + place * panel_.stride(0); }
-  BFloat* odd_row(int64_t place) const { return odd_.mutable_data_ptr<BFloat>() + place * odd_.stride(0); }
+  BFloat* copies(int64_t place) const { return copies_.mutable_data_ptr<BFloat>() + place * copies_.stride(0); }
 
   const Kernels& kernels_;
   const Matrix weight_;
   const int64_t width_;
   const bool emulate_, transposed_;
   const at::Tensor pairs_;
-  at::Tensor panel_, odd_;
+  at::Tensor panel_, copies_;
 };
 
 }  // namespace

@@ -30,7 +30,7 @@ class Products {
 std::unique_ptr<Products> float32_products(const Kernels& kernels, const at::Tensor& hidden, const at::Tensor& weight,
                                            int64_t panel);
 
-// bfloat16 through at's brgemm, or through plain loops where `emulate`. The weight's columns must be contiguous.
+// bfloat16 through at's brgemm, or through plain loops where `emulate`; any strides.
 std::unique_ptr<Products> bfloat16_products(const Kernels& kernels, const at::Tensor& hidden, const at::Tensor& weight,
                                             int64_t panel, bool transposed, bool emulate);
 

@@ -33,7 +33,7 @@ std::unique_ptr<Products> make_products(const Kernels& k, const at::Tensor& hidd
   const auto path = bfloat16_choice.load();
   const bool emulate = path == BFloat16Path::emulated;
   const bool native = path == BFloat16Path::automatic && has_bfloat16();
-  if (hidden.scalar_type() == at::kBFloat16 && weight.stride(1) == 1 && (emulate || native))
+  if (hidden.scalar_type() == at::kBFloat16 && (emulate || native))
     return bfloat16_products(k, hidden, weight, panel, transposed, emulate);
   return float32_products(k, hidden, weight, panel);
 }

@@ -149,6 +149,19 @@ def test_strides_do_not_matter(backend, dtype):
         assert all(torch.equal(a, b) for a, b in zip(contiguous, other, strict=True))
 
 
+@pytest.mark.parametrize("width", [30, 31])
+def test_strides_do_not_matter_to_bf16_instructions(core, width):
+    core.set_bfloat16_path("emulated")
+    hidden, weight, targets = problem(50, width, 333, torch.bfloat16)
+
+    def ours(h: Tensor, w: Tensor):
+        return linear_logprob(h, w, targets, entropy="grad", backend="cpu")
+
+    strided = (hidden.T.contiguous().T, weight.T.contiguous().T)
+    both = (gradients(*one, targets, ours, trainable=True) for one in ((hidden, weight), strided))
+    assert all(torch.equal(a, b) for a, b in zip(*both, strict=True))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("integer", [torch.int64, torch.int32], ids=str)
 def test_targets_with_gaps_and_of_any_integer_type(backend, integer):
