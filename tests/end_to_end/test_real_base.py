@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from mappa.config import cache_home
+from mappa.model.base import choose_dtype
 from mappa.model.smollm2 import smollm2_folder
 from mappa.observe.metrics import read_metrics
 from mappa.tasks.quickstart import quickstart_folder
@@ -32,6 +34,8 @@ def test_smollm2_learns_a_step(tmp_path: Path) -> None:
     )
     assert code == 0, output
     check_finished(tmp_path / "real", smollm2_folder(cache_home()), 1, 2)
+    # Sampler and learner agree, as far as the base's type lets numbers that are summed in another order.
+    near = 1e-3 if choose_dtype("auto") is torch.float32 else 2e-2
     for metrics in read_metrics(tmp_path / "real" / "metrics.jsonl"):
         for role in ROLES:
-            assert metrics.roles[role].ratio == pytest.approx(1, abs=1e-3)  # sampler and learner agree
+            assert metrics.roles[role].ratio == pytest.approx(1, abs=near)
