@@ -42,7 +42,8 @@ exported = peft.PeftModel.from_pretrained(plain, "solver-adapter").eval()
 logits = exported(input_ids=torch.tensor(sample.tokens)[None]).logits[0].float().log_softmax(-1)
 (start, end), = sample.spans
 theirs = logits[torch.arange(start - 1, end - 1), list(sample.tokens[start:end])]
-torch.testing.assert_close(learner.logprobs([sample])[0], theirs, atol=1e-4, rtol=0)
+near = 1e-4 if learner.base.dtype is torch.float32 else 0.05  # peft adds its adapters in the base's type
+torch.testing.assert_close(learner.logprobs([sample])[0], theirs, atol=near, rtol=0)
 assert any(bool(b.any()) for _, b in learner.adapter("solver").values())
 """
 
