@@ -1,6 +1,8 @@
 """A second system on the same base, to be trained after the first: one more role, which describes a table.
 
-It names the first team's roles too, so that their adapters lie in the same learner; they never act.
+It names the first team's roles too, so that their adapters lie in the same learner; they never act. It has one worked
+example, which the base copies: that it must put in another target is left to learn. With two it begins at 80 %
+success, and gradients are so faint that they would show nothing of what a shared adapter forgets.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ report.to_csv("report.csv")
 REPORTER = Role(
     name="reporter",
     prompt="You are the Reporter. Write short Python. Read train.csv, describe the target and save it as report.csv.",
-    examples=(("Target: speed.", _describe("speed")), ("Target: grade.", _describe("grade"))),
+    examples=(("Target: speed.", _describe("speed")),),
     produces=("report.csv",),
     max_tokens=80,
     stop=_CLOSED_BLOCK,
