@@ -97,4 +97,5 @@ def test_the_page_says_what_is_there_and_what_is_not(tmp_path: Path) -> None:
     assert f"| {WORDS['process']} | 2 | 0 % [0, 5] | 100 % [95, 100] |" in page and "| never |" in page
     assert "outcome-only never came to 50 %" in page and "| one per role | 0 | 50 % [40, 60] |" in page
     assert "| held-out success, % | base | process | outcome |" in page and "| t0 | 0 | 100 | 25 |" in page
+    assert "| success, % | 50.0 | 66.7 | 0.0 | 100.0 |" in page and "| F1, fair | 0.126 | 0.174 | - | - |" in page
     assert (tmp_path / "results.png").stat().st_size > 10_000

@@ -48,6 +48,18 @@ def against(runs: Sequence[Done], others: Sequence[Done]) -> tuple[float, float,
     return paired_difference(theirs, ours) if both else None
 
 
+def measured(runs: Sequence[Done], name: str) -> tuple[float, float] | None:
+    """Success, or one of the evaluation's measures, before and after training: means over the seeds. None: not every
+    run has it."""
+
+    def of(result: EvaluationResult) -> float:
+        return result.success if name == "success" else result.measures[name][0]
+
+    if not runs or (name != "success" and any(name not in r.measures for run in runs for r in (run.base, run.trained))):
+        return None
+    return fmean(of(run.base) for run in runs), fmean(of(run.trained) for run in runs)
+
+
 def rollouts_to(points: Sequence[tuple[int, Share]], success: float) -> float | None:
     """Training episodes until the curve reaches `success`, in a straight line between measurements; None: it never
     does."""
@@ -114,6 +126,7 @@ def _arm(runs: Sequence[Done], level: float | None) -> dict[str, Any]:
                 "curve": [
                     {"rollouts": at, "success": result.success, "tasks": result.tasks} for at, result in run.curve
                 ],
+                "measures": {"base": run.base.measures, "trained": run.trained.measures},
                 "training": run.training,
                 "training minutes": run.training_minutes,
                 "cpu minutes": run.cpu_minutes,
