@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ BAD = {
     "words for numbers": (lambda f: change_csv(f, ANSWERS, price=list("abc")), r"must be numbers"),
     "empty table": (lambda f: (f / TEST).write_text(""), r"public/test.csv is not a CSV table"),
     "no rows": (lambda f: (f / TRAIN).write_text("id,size,color,price\n"), r"public/train.csv has no rows"),
+    "a gigabyte": (lambda f: os.truncate(f / TRAIN, 1 << 30), r"train.csv has 1024 MiB; a table may have 512"),
     "not text": (lambda f: (f / TRAIN).write_bytes(b"id,size\n\xff\xfe,\xff\n"), r"train.csv is not a CSV table"),
 }
 

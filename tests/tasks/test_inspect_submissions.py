@@ -77,6 +77,15 @@ def test_submissions_that_are_no_tables(
     assert not evidence.success
 
 
+def test_a_gigabyte_is_never_read(quickstart: TaskSet, workspace: FolderWorkspace, workspaces: Workspaces) -> None:
+    """Its size alone refuses it: what was read and handed to the grading workspace is nothing."""
+    with open(workspace.folder / "submission.csv", "wb") as file:
+        file.truncate(1 << 30)
+    evidence = look(task_named(quickstart, "biomass"), ANALYST, workspace, workspaces)
+    assert evidence.fault == "submission.csv has 1024 MiB, at most 8 are read"
+    assert not evidence.success and not any("submission.csv" in opened.files() for opened in workspaces.opened)
+
+
 def test_form_that_does_not_matter(quickstart: TaskSet, workspace: FolderWorkspace, workspaces: Workspaces) -> None:
     """Row order, a byte order mark, ids written as floats, Windows line ends."""
     task = task_named(quickstart, "biomass")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -140,6 +141,8 @@ def test_dsbench_as_downloaded(tmp_path: Path, workspaces: Workspaces) -> None:
     pd.read_csv(words / "train.csv").assign(paid="much").to_csv(words / "train.csv", index=False)
     empty = write_dsbench(root, "empty", kind="classification", function="accuracy_score", call=call)
     (empty / "test.csv").write_text("")
+    vast = write_dsbench(root, "vast", kind="classification", function="accuracy_score", call=call)
+    os.truncate(vast / "train.csv", 1 << 30)
 
     found = read_source(f"dsbench:{root}", tmp_path)
     pay, total = found.train
@@ -152,10 +155,11 @@ def test_dsbench_as_downloaded(tmp_path: Path, workspaces: Workspaces) -> None:
     )
     assert total.metric is not None and (total.metric.name, total.metric.reference) == ("rmse", 0.0)
     why = {refused.task: refused.why for refused in found.refused}
-    assert why.keys() == {"list", "gone", "blind", "twice", "empty", "gaps", "words"}
+    assert why.keys() == {"list", "gone", "blind", "twice", "empty", "gaps", "words", "vast"}
     assert "1 rows have no 'paid'" in why["gaps"] and "needs a target of numbers" in why["words"]
     assert "its metric is mpa_at_3" in why["list"] and "test_answer.csv is missing" in why["gone"]
     assert "no column 'paid'" in why["blind"] and "is there twice" in why["twice"] and "not a CSV" in why["empty"]
+    assert "has 1024 MiB; a table may have 512" in why["vast"]
 
     workspace = FolderWorkspace(tmp_path / "episode")
     backwards = pd.read_csv(Path(pay.folder) / "private/answers.csv").iloc[::-1]
@@ -164,7 +168,7 @@ def test_dsbench_as_downloaded(tmp_path: Path, workspaces: Workspaces) -> None:
     assert evidence.success and evidence.facts["score"] == 1.0, "rows in another order are the same rows"
     assert evidence.facts["normalised"] == pytest.approx(1.25) and evidence.facts["auc"] == 1.0
     tasks = prepare(TasksConfig(source=f"dsbench:{root}", heldout_tasks=1), tmp_path)
-    assert (len(tasks.train), len(tasks.heldout), len(tasks.refused)) == (1, 1, 7)
+    assert (len(tasks.train), len(tasks.heldout), len(tasks.refused)) == (1, 1, 8)
 
 
 @pytest.mark.parametrize(
