@@ -12,6 +12,8 @@ No coach has a part in it. Intervals are bootstrapped over tasks: episodes of on
 from __future__ import annotations
 
 import argparse
+import hashlib
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +41,9 @@ from mappa.tasks import TaskSet, measured_on, prepare
 from mappa.types import Episode, Role, Task
 
 Mode = Literal["sampled", "greedy"]
+
+LONGEST_NAME = 180
+"""Characters of a result's file name; a file system takes 255 bytes."""
 
 
 def evaluate(
@@ -172,9 +177,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _place(folder: Path, options: argparse.Namespace) -> Path:
-    mode = "greedy" if options.greedy else "sampled"
-    name = ",".join([f"{Path(options.version).name}-{mode}", *options.settings])
-    return folder / "evaluations" / f"{name.replace('/', '_')}.json"
+    """A name of its own for whatever was asked: what was measured otherwise must stay."""
+    parts = [f"{options.version}-{'greedy' if options.greedy else 'sampled'}", *options.settings]
+    parts += [f"tasks={options.tasks}"] if options.tasks else []
+    parts += [f"samples={options.samples}"] if options.samples else []
+    name = re.sub(r"[^\w.,=+-]+", "_", ",".join(parts)).strip("_")
+    if len(name) > LONGEST_NAME:
+        name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
+    return folder / "evaluations" / f"{name}.json"
 
 
 def _read_result(path: Path) -> EvaluationResult:

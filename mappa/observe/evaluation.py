@@ -82,13 +82,13 @@ def evaluation_rows(before: EvaluationResult, after: EvaluationResult | None) ->
     """The table's rows as text: a label, then a cell per result and, of two, the change."""
     results = [before] if after is None else [before, after]
     yield ["pipeline", *_shares([(result.success, *result.ci) for result in results])]
-    for role in before.roles:
-        yield [f"  {role}", *_shares([result.roles[role] for result in results])]
+    for role in dict.fromkeys(role for result in results for role in result.roles):
+        yield [f"  {role}", *_shares([result.roles.get(role) for result in results])]
     yield ["metric: baseline 0, reference 1", *_metrics([result.metric_mean for result in results])]
     for name in dict.fromkeys(name for result in results for name in result.measures):
         yield [name, *_numbers([result.measures.get(name) for result in results], percent=is_share(name))]
-    for role in before.habits:
-        for name in before.habits[role]:
+    for role in dict.fromkeys(role for result in results for role in result.habits):
+        for name in dict.fromkeys(name for result in results for name in result.habits.get(role, ())):
             shares = [result.habits.get(role, {}).get(name) for result in results]
             yield [f"  {role}: {name}", *_numbers(shares, percent=is_share(name))]
     if any(result.lost for result in results):
@@ -136,7 +136,15 @@ def contamination_text(result: EvaluationResult) -> str:
 
 
 def _numbers(shares: list[Share | None], *, percent: bool) -> list[str]:
-    scale, digits, unit = (100, 1, " %") if percent else (1, 2, "")
+    return _cells(shares, *((100, 1, " %", "") if percent else (1, 2, "", "")))
+
+
+def _shares(shares: list[Share | None]) -> list[str]:
+    return _cells(shares, 100, 0, " %", " points")
+
+
+def _cells(shares: list[Share | None], scale: int, digits: int, unit: str, of_change: str) -> list[str]:
+    """Each with its interval, and of two the change; `none` for what a result lacks."""
     cells = [
         "none"
         if s is None
@@ -146,12 +154,7 @@ def _numbers(shares: list[Share | None], *, percent: bool) -> list[str]:
     if len(shares) == 1:
         return cells
     one, other = shares
-    return [*cells, "" if one is None or other is None else f"{scale * (other[0] - one[0]):+.{digits}f}"]
-
-
-def _shares(shares: list[Share]) -> list[str]:
-    cells = [f"{100 * mean:.0f} % [{100 * low:.0f}, {100 * high:.0f}]" for mean, low, high in shares]
-    return cells if len(shares) == 1 else [*cells, f"{100 * (shares[1][0] - shares[0][0]):+.0f} points"]
+    return [*cells, "" if one is None or other is None else f"{scale * (other[0] - one[0]):+.{digits}f}{of_change}"]
 
 
 def _metrics(means: list[float | None]) -> list[str]:

@@ -4,7 +4,8 @@ Of submissions:
     submission          share of episodes that left one that could be graded: the paper's success rate
     accuracy, f1, auc   of classification tasks, mean over the graded submissions
     rmse_of_range       of regression tasks, likewise: RMSE as a share of the range of the answers
-    ..., fair           the same over all episodes: a failed one counts as 0.5 accuracy, 0 f1, 0.5 auc, 0.5 of the range
+    ..., fair           the same over all episodes: a failed one counts as 0.5 accuracy, 0 f1, 0.5 auc, 0.5 of the
+                        range; a task that cannot have it (the AUC of three classes) is left out
     normalised, DSBench mean of max(0, (score - baseline) / (reference - baseline)), 0 where there is no submission
 Of every task:
     pass@k              chance that one of k episodes succeeds, without bias: 1 - C(n-c, k) / C(n, k)
@@ -54,9 +55,7 @@ def values_of(by_task: PerTask) -> dict[str, Values]:
             if any(graded):
                 found[name] = graded
             if any(graded) or (any(mine) and name != "auc"):
-                found[f"{name}, fair"] = [
-                    [failed if (value := _metric(e, name)) is None else value for e in group] for group in mine
-                ]
+                found[f"{name}, fair"] = [_fair(group, name, failed) for group in mine]
         found["normalised, DSBench"] = _values(tabular, lambda e: max(0.0, _metric(e, "normalised") or 0.0))
     return found | pass_at([[succeeded(episode) for episode in group] for group in by_task])
 
@@ -123,6 +122,14 @@ def _of_kinds(by_task: PerTask, *kinds: str) -> PerTask:
 def _values(by_task: PerTask, measure: Callable[[Episode], float | None]) -> Values:
     """Of each task those of its episodes that have one."""
     return [[value for episode in group if (value := measure(episode)) is not None] for group in by_task]
+
+
+def _fair(group: Sequence[Episode], name: str, failed: float) -> list[float]:
+    """Nothing of a task that was graded and cannot have such a metric (the AUC of three classes)."""
+    values = [_metric(episode, name) for episode in group]
+    if any(map(_graded, group)) and not any(value is not None for value in values):
+        return []
+    return [failed if value is None else value for value in values]
 
 
 def _graded(episode: Episode) -> bool:

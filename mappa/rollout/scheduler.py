@@ -73,6 +73,7 @@ class Scheduler:
         self.services = services
         self.count = Count()
         self._system = system
+        self._produces = {role.name: role.produces for role in system.roles}
         self._running: dict[str, asyncio.Task[list[Episode | None]]] = {}
 
     def begin(self, batch: Batch) -> None:
@@ -158,7 +159,7 @@ class Scheduler:
             self._add(stage)
         episode = replace(episode, actions=stage.actions)
         if episode.error is None and not episode.cut:
-            episode = replace(episode, outcome=outcome(task, episode.actions))
+            episode = replace(episode, outcome=outcome(task, episode.actions, self._produces))
         return episode
 
     def _add(self, stage: EpisodeStage) -> None:

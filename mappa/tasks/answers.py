@@ -19,30 +19,51 @@ from mappa.types import Action, Evidence, Fact, Role, Task
 LONGEST_ANSWER = 1000
 """Characters of an answer that are looked at; what is longer is no answer."""
 
-_NUMBER = r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
-_PHRASE = re.compile(r"(?:answer\s+is|answer\s*:|####)\s*\**\s*(?P<what>[^\n]+)", re.I)
+_NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[-+]?\.\d+"
+_PHRASE = re.compile(r"(?:answer\s+is\s*:?|answer\s*[:=]|####)\s*\**\s*(?P<what>[^\n]+)", re.I)
+_OPERATORS = "pi|sqrt|sin|cos|tan|log|ln|exp|and|or|to|mod|times|plus|minus|over|choose"
+_BEGINNING = re.compile(
+    rf"(?P<number>\$?(?:{_NUMBER}))(?![\d/])"
+    rf"(?:\s+(?!(?:{_OPERATORS})\b)(?=[^\W\d_]{{2}})|\s*[,;:.]\s+(?=[^\W\d_]))",
+    re.I,
+)
+"""A number that words follow: its unit, or a reason. Not `3 pi`, nor the first of `3, 5` and `3 or 5`."""
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{?\s*(-?\d+)\s*\}?\s*\{?\s*(\d+)\s*\}?")
-_DECORATION = re.compile(r"\\(?:left|right|,|!|;|:|%|\$|text\{[^{}]*\}|mathrm\{[^{}]*\})|[$%\s]|(?<=\d),(?=\d{3})")
+_MIXED = re.compile(r"([-+]?)(\d{1,60})\s+(\d{1,60}/\d{1,60})")
+_DECORATION = re.compile(
+    r"\\(?:left|right|,|!|;|:|%|\$|text\{[^{}]*\}|mathrm\{[^{}]*\})|[$%]|(?<!\d)\s|\s(?!\d)|(?<=\d),(?=\d{3})"
+)
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*")
+_BARE = re.compile(r"[^\s{}$]+")
 
 
 def boxed(text: str) -> str | None:
-    """The content of the last `\\boxed{}` whose braces close, or of a bare `\\boxed 7`.
+    """The content of the last `\\boxed{}` whose braces close, or of a bare `\\boxed 7`. Linear in the text.
 
     >>> boxed(r"so \\boxed{\\frac{1}{2}}")
     '\\\\frac{1}{2}'
     """
-    for start in reversed([found.end() for found in re.finditer(r"\\(?:boxed|fbox)\s*", text)]):
-        if not text.startswith("{", start):
-            bare = re.match(r"[^\s{}$]+", text[start:])
-            if bare:
-                return bare.group(0)
-            continue
-        depth = 0
-        for place in range(start, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[place], 0)
-            if depth == 0:
-                return text[start + 1 : place].strip() or None
+    starts = [found.end() for found in _BOX.finditer(text)]
+    ends = _closing(text) if starts else {}
+    for start in reversed(starts):
+        if start in ends:
+            return text[start + 1 : ends[start]].strip() or None
+        bare = _BARE.match(text, start)
+        if bare:
+            return bare.group(0)
     return None
+
+
+def _closing(text: str) -> dict[int, int]:
+    """Where each brace that closes does so, by where it opens."""
+    opened: list[int] = []
+    ends: dict[int, int] = {}
+    for found in re.finditer(r"[{}]", text):
+        if found.group() == "{":
+            opened.append(found.start())
+        elif opened:
+            ends[opened.pop()] = found.start()
+    return ends
 
 
 def read_answer(text: str) -> str | None:
@@ -51,12 +72,18 @@ def read_answer(text: str) -> str | None:
     if found is None:
         phrases = [match["what"].strip() for match in _PHRASE.finditer(text)]
         numbers = re.findall(_NUMBER, text)
-        found = phrases[-1].rstrip(".* ") if phrases else numbers[-1] if numbers else None
+        found = _first_of(phrases[-1].rstrip(".* ")) if phrases else numbers[-1] if numbers else None
     return found if found and len(found) <= LONGEST_ANSWER else None
 
 
+def _first_of(phrase: str) -> str:
+    """`18` of `18 dollars` and of `18, since ...`; else the phrase as it is."""
+    beginning = _BEGINNING.match(phrase)
+    return beginning["number"] if beginning else phrase
+
+
 def plain_number(text: str) -> Fraction | None:
-    """The value of a text that is a number and nothing else: 27.0, 1,234, -3/4, \\frac{3}{4}, $15\\%$ (in percent).
+    """The value of a text that is a number and nothing else: 27.0, 1,234, 3 1/2, \\frac{3}{4}, $15\\%$ (in percent).
 
     >>> plain_number("1,234.50")
     Fraction(2469, 2)
@@ -66,6 +93,10 @@ def plain_number(text: str) -> Fraction | None:
     if as_fraction:
         top, bottom = int(as_fraction[1]), int(as_fraction[2])
         return Fraction(top, bottom) * (-1 if bare.startswith("-") else 1) if bottom else None
+    mixed = _MIXED.fullmatch(bare)
+    if mixed:
+        part = plain_number(mixed[3])
+        return None if part is None else (int(mixed[2]) + part) * (-1 if mixed[1] == "-" else 1)
     if not re.fullmatch(r"[-+]?(?:\d{1,60}(?:\.\d{0,60})?|\.\d{1,60})(?:/\d{1,60})?", bare) or bare.endswith("/0"):
         return None
     top_text, _, bottom_text = bare.partition("/")

@@ -1,7 +1,8 @@
 """What held-out tasks share with training tasks, and what a task gives away of itself.
 
-Text: equal after normalising case, space and punctuation; or sharing 13-grams of words, the usual measure. Tables:
-equal rows, ids and target aside; or a table of the same columns, which is the same data under another name.
+Text: equal after normalising case, space and punctuation, but not operators (5 + 3 is not 5 - 3); or sharing 13-grams
+of words, the usual measure. Tables: equal rows, ids and target aside; or a table of the same columns, which is the same
+data under another name.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ SAME_COLUMNS = 0.8
 
 
 def contamination(train: Sequence[Task], heldout: Sequence[Task]) -> tuple[Overlap, ...]:
-    """For every held-out task its worst overlap with a training task, where it has one."""
+    """Every training task whose text is a held-out task's, and for every held-out task its worst overlap with the
+    others, where it has one."""
     found = [*_of_texts([t for t in train if not t.folder], [t for t in heldout if not t.folder])]
     found += _of_tables([t for t in train if t.folder], [t for t in heldout if t.folder])
     return tuple(found)
@@ -31,6 +33,12 @@ def contamination(train: Sequence[Task], heldout: Sequence[Task]) -> tuple[Overl
 def normal(text: str) -> str:
     """Words of letters and digits in lower case: what stays of a text that was copied by hand."""
     return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def copied(text: str) -> str:
+    """The same with operators and decimal points, which make another problem; hyphens between words are none."""
+    text = re.sub(r"(?<=[^\W\d_]{2})-(?=[^\W\d_]{2})", " ", text.lower().replace("\N{MINUS SIGN}", "-"))
+    return " ".join(re.findall(r"\d+(?:\.\d+)+|\w+|[-+*/^=<>|!%×÷·√±≤≥≠]", text))
 
 
 def grams(text: str) -> set[str]:
@@ -48,14 +56,16 @@ def given_away(task: Task) -> list[str]:
 
 
 def _of_texts(train: Sequence[Task], heldout: Sequence[Task]) -> Iterator[Overlap]:
-    same = {normal(task.prompt): task.id for task in train}
+    same: dict[str, list[str]] = {copied(task.prompt): [] for task in heldout}
     owners: dict[str, str] = {}
     for task in train:
-        owners |= dict.fromkeys(grams(task.prompt), task.id)
+        copies = same.get(copied(task.prompt))
+        if copies is not None:
+            copies.append(task.id)
+        else:
+            owners |= dict.fromkeys(grams(task.prompt), task.id)
     for task in heldout:
-        if normal(task.prompt) in same:
-            yield Overlap(same[normal(task.prompt)], task.id, "exact", 1.0)
-            continue
+        yield from (Overlap(name, task.id, "exact", 1.0) for name in same[copied(task.prompt)])
         own = grams(task.prompt)
         shared = [owners[gram] for gram in own if gram in owners]
         if shared:

@@ -24,6 +24,7 @@ from pandas.api.types import is_bool_dtype, is_integer_dtype, is_numeric_dtype, 
 
 from mappa.errors import TaskError
 from mappa.tasks.metrics import GREATER_IS_BETTER, METRICS_OF_KIND
+from mappa.tasks.probes import grade
 from mappa.types import Fact, Metric, Task
 
 PUBLIC_FILES = ("train.csv", "test.csv", "sample_submission.csv")
@@ -122,7 +123,7 @@ def _read_spec(folder: Path) -> TaskFile:
         return msgspec.json.decode(path.read_bytes(), type=TaskFile)
     except FileNotFoundError:
         _refuse(folder, f"no task.json in {folder}: write one with kind, target and metric")
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
         _refuse(folder, f"{path} cannot be used: {error}")
 
 
@@ -216,6 +217,11 @@ def _check_targets(folder: Path, spec: TaskFile, tables: Tables) -> None:
             _refuse(folder, f"{name}: {rows} rows have no {spec.target!r} (empty, or a word read as empty, like 'NA')")
         if spec.kind == "regression" and (not is_numeric_dtype(values) or is_bool_dtype(values)):
             _refuse(folder, f"{name}: the target {spec.target!r} of a regression must be numbers")
+    right = [str(value) for value in tables.answers[spec.target]]
+    try:
+        grade.score_all(right, right, spec.metric.name)
+    except grade.Wrong as wrong:
+        _refuse(folder, f"{ANSWERS} does not fit the metric {spec.metric.name}: {wrong}")
 
 
 def _refuse(folder: Path, what: str) -> NoReturn:

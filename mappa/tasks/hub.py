@@ -36,11 +36,7 @@ def read_gym(place: str) -> Found:
     name, options = _options(place, None)
     library = _library("reasoning_gym", "reasoning-gym")
     settings: dict[str, Any] = {"size": GYM_SIZE, "seed": 0}
-    for key, value in options.items():
-        try:
-            settings[key] = int(value)
-        except ValueError:
-            settings[key] = value
+    settings |= {key: _value(text) for key, text in options.items()}
     try:
         made = library.create_dataset(name, **settings)
         return tasks_of(_generated(made, name), name)
@@ -48,6 +44,17 @@ def read_gym(place: str) -> Found:
         raise
     except Exception as error:  # an unknown generator or setting; each generator checks its own
         raise TaskError(f"reasoning-gym cannot generate {place!r}: {type(error).__name__}: {error}") from error
+
+
+def _value(text: str) -> bool | int | float | str:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            pass
+    return text
 
 
 def _generated(made: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -65,7 +72,7 @@ def _library(module: str, package: str) -> ModuleType:
 
 def _options(place: str, known: set[str] | None) -> tuple[str, dict[str, str]]:
     name, _, query = place.partition("?")
-    options = dict(parse_qsl(query, keep_blank_values=True))
+    options = dict(parse_qsl(query.replace("+", "%2B"), keep_blank_values=True))  # split=train+test means a plus
     unknown = sorted(options.keys() - known) if known is not None else []
     if not name or unknown:
         raise TaskError(f"source {place!r}: {f'unknown option {unknown[0]}' if unknown else 'no name'}")

@@ -13,23 +13,29 @@ The facts, by what the role produces:
                       and, where they can be worked out: accuracy, f1, auc; rmse, rmse_of_range
     anything else     whether it is there
 
+A role that produces several of these has the facts of all, the later ones' where they share a name, and succeeds if all
+do. A file is read up to a limit that grows with the task's own tables (`_pickle_limit`, `_table_limit`).
+
 `score` and `normalised` are None where nothing could be graded. Success of model and submission is `beats_baseline`.
 Tasks without files are in answers.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mappa.errors import TaskError
 from mappa.tasks.answers import inspect_answer
 from mappa.tasks.folder import ANSWERS
 from mappa.tasks.metrics import beats_baseline, normalised
-from mappa.tasks.probing import TABLE_LIMIT, OpenWorkspace, Report, collect, probe, short
+from mappa.tasks.probing import OpenWorkspace, Report, collect, probe, short
 from mappa.tasks.supply import read_cached
 from mappa.types import Action, Evidence, Fact, Metric, Outcome, Role, Task, Workspace
 
-PICKLE_LIMIT = 64 << 20
+PICKLE_MB, TABLE_MB = 64, 8
+"""What may always be read."""
+PICKLE_FACTOR, TABLE_FACTOR = 16, 8
+"""And how many times the task's own tables: a cell is two bytes of text or more, and eight of a float64."""
 
 ENGINEER_TABLES = ("X_train.pkl", "y_train.pkl", "X_test.pkl")
 ENGINEER_NEEDED = (
@@ -58,36 +64,58 @@ async def inspect(
     """
     if not task.folder:
         return await inspect_answer(task, role, action, open_workspace) if task.answer and action is not None else None
-    if set(ENGINEER_TABLES) <= set(role.produces):
-        return await _inspect_tables(task, workspace, open_workspace)
-    if "model.pkl" in role.produces:
-        return await _inspect_model(task, workspace, open_workspace)
-    if "submission.csv" in role.produces:
-        return await _inspect_submission(task, workspace, open_workspace)
-    return _present(role.produces, workspace) if role.produces else None
+    left, found = set(role.produces), []
+    for names, look in (
+        (ENGINEER_TABLES, _inspect_tables),
+        (("model.pkl",), _inspect_model),
+        (("submission.csv",), _inspect_submission),
+    ):
+        if left >= set(names):
+            left -= set(names)
+            found.append(await look(task, workspace, open_workspace))
+    if left:
+        found.append(_present([name for name in role.produces if name in left], workspace))
+    return _together(found) if found else None
 
 
-def outcome(task: Task, actions: Sequence[Action]) -> Outcome:
-    """How the episode ended: a success if every role's last action succeeded, a submission was graded, and no input was
-    put right. `metrics` has the submission's scores where there is one. A task without files is a success if the last
-    action's answer is right."""
+def outcome(task: Task, actions: Sequence[Action], produces: Mapping[str, Sequence[str]] | None = None) -> Outcome:
+    """How the episode ended: a success if what every role left last succeeded, a submission was graded, and no input
+    was put right. `metrics` has the scores of the last submission. `produces` says which files are whose, by role: of a
+    file that several made, the last maker's counts. A task without files is a success if the last answer is right."""
     if task.metric is None:
         final = actions[-1].evidence if actions else None
         success = final is not None and final.success
         return Outcome(success=success, metrics={"correct": float(success)} if task.answer else {})
-    last = {action.role: action.evidence for action in actions}
-    measured = [evidence for evidence in last.values() if evidence is not None]
+    last: dict[str, Evidence] = {}
     graded: dict[str, float] = {}
-    for evidence in measured:
-        if "submission.csv" in evidence.facts:
-            scores = {name: evidence.facts.get(name) for name in SCORES}
-            graded = {name: float(score) for name, score in scores.items() if isinstance(score, (int, float))}
+    for action in actions:
+        if action.evidence is not None:
+            names = (produces or {}).get(action.role) or (f"what {action.role} left",)
+            last |= dict.fromkeys(names, action.evidence)
+            if "submission.csv" in action.evidence.facts:
+                scores = {name: action.evidence.facts.get(name) for name in SCORES}
+                graded = {name: float(score) for name, score in scores.items() if isinstance(score, (int, float))}
     success = (
         bool(graded)
-        and all(evidence.success for evidence in measured)
+        and all(evidence.success for evidence in last.values())
         and not any(action.repaired for action in actions)
     )
     return Outcome(success=success, metrics=graded)
+
+
+def _together(found: Sequence[Evidence]) -> Evidence:
+    facts = {name: fact for evidence in found for name, fact in evidence.facts.items()}
+    fault = next((evidence.fault for evidence in found if evidence.fault), None)
+    return Evidence(success=all(evidence.success for evidence in found), fault=fault, facts=facts)
+
+
+def _pickle_limit(task: Task) -> int:
+    tables = sum(len(read_cached(f"{task.folder}/public/{name}")) for name in ("train.csv", "test.csv"))
+    return max(PICKLE_MB << 20, PICKLE_FACTOR * tables)
+
+
+def _table_limit(task: Task) -> int:
+    return max(TABLE_MB << 20, TABLE_FACTOR * len(read_cached(f"{task.folder}/{ANSWERS}")))
 
 
 def _present(names: Sequence[str], workspace: Workspace) -> Evidence:
@@ -98,7 +126,7 @@ def _present(names: Sequence[str], workspace: Workspace) -> Evidence:
 
 
 async def _inspect_tables(task: Task, workspace: Workspace, open_workspace: OpenWorkspace) -> Evidence:
-    files, fault = collect(workspace, ENGINEER_TABLES, PICKLE_LIMIT)
+    files, fault = collect(workspace, ENGINEER_TABLES, _pickle_limit(task))
     if not files:
         return Evidence(success=False, fault=fault, facts=dict.fromkeys(ENGINEER_FACTS, False))
     for name in ("train.csv", "test.csv"):
@@ -113,16 +141,17 @@ async def _inspect_tables(task: Task, workspace: Workspace, open_workspace: Open
 async def _inspect_model(task: Task, workspace: Workspace, open_workspace: OpenWorkspace) -> Evidence:
     """Without an X_test.pkl the model is tried on X_train.pkl: that shows whether it works, not how well."""
     facts: dict[str, Fact] = dict.fromkeys((*MODEL_FACTS, "graded"), False) | _ungraded()
-    model, fault = collect(workspace, ("model.pkl",), PICKLE_LIMIT)
+    limit = _pickle_limit(task)
+    model, fault = collect(workspace, ("model.pkl",), limit)
     if not model:
         return Evidence(success=False, fault=fault, facts=facts)
-    features, fault = collect(workspace, ("X_test.pkl",), PICKLE_LIMIT)
+    features, fault = collect(workspace, ("X_test.pkl",), limit)
     table = "test.csv"
     if not features:
-        features, table = collect(workspace, ("X_train.pkl",), PICKLE_LIMIT)[0], "train.csv"
+        features, table = collect(workspace, ("X_train.pkl",), limit)[0], "train.csv"
     files = {**model, **features, table: read_cached(f"{task.folder}/public/{table}")}
     request = {"target": task.target, "id_column": task.id_column, "table": table, "features": "".join(features)}
-    found = await probe("model", request, files, open_workspace, wants_predictions=True)
+    found = await probe("model", request, files, open_workspace, predictions_limit=_table_limit(task))
     facts |= {name: found.report.facts.get(name, False) for name in MODEL_FACTS}
     if found.report.fault is not None or found.predictions is None:
         return Evidence(success=False, fault=short(found.report.fault or "no predictions were written"), facts=facts)
@@ -135,7 +164,7 @@ async def _inspect_model(task: Task, workspace: Workspace, open_workspace: OpenW
 
 async def _inspect_submission(task: Task, workspace: Workspace, open_workspace: OpenWorkspace) -> Evidence:
     facts: dict[str, Fact] = dict.fromkeys(("submission.csv", *SUBMISSION_FACTS), False) | _ungraded()
-    files, fault = collect(workspace, ("submission.csv",), TABLE_LIMIT)
+    files, fault = collect(workspace, ("submission.csv",), _table_limit(task))
     if not files:
         return Evidence(success=False, fault=fault, facts=facts)
     report = await _grade(task, "submission.csv", files["submission.csv"], open_workspace)

@@ -4,12 +4,14 @@
     {"question": ..., "answer": "reasoning\\n#### 18"}              GSM8K: what stands behind ####
     {"problem": ..., "answer": 27.0}                              AMC: numbers as numbers
     {"Body": ..., "Question": ..., "Answer": 145.0}              SVAMP, ASDiv; also input/target, prompt/expected_answer
+    {"sQuestion": ..., "lSolutions": [8.0]}                      MAWPS; also question/result
 
 A record without a problem or an answer is refused, with its place; the others are used.
 """
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,11 +24,13 @@ from mappa.tasks.answers import LONGEST_ANSWER, boxed
 from mappa.tasks.found import Found, Refused
 from mappa.types import Task
 
-PROBLEM = ("problem", "question", "prompt", "input", "body")
-ANSWER = ("answer", "final_answer", "expected_answer", "gold", "target", "label")
+PROBLEM = ("problem", "question", "prompt", "input", "body", "squestion")
+ANSWER = ("answer", "final_answer", "expected_answer", "gold", "target", "label", "lsolutions", "result")
 SOLUTION = ("solution", "reasoning", "response")
 KIND = ("subject", "type", "solution_type", "category")
 NAME = ("id", "unique_id", "idx")
+NO_ANSWER = ("nan", "inf", "-inf", "none", "null")
+"""What other programs write where there is none."""
 LONGEST_LINE = 1 << 20
 
 
@@ -80,10 +84,12 @@ def _problem(fields: Mapping[str, Any]) -> str:
 def _answer(fields: Mapping[str, Any]) -> str:
     for key in ANSWER:
         value = fields.get(key)
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):
             continue
         text = _plain(value)
-        if text:
+        if text and text.lower() not in NO_ANSWER:
             return text
     for key in SOLUTION:
         found = boxed(fields[key]) if isinstance(fields.get(key), str) else None
@@ -104,6 +110,7 @@ def _plain(value: str | int | float) -> str:
 def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | TaskError]]:
     try:
         with path.open("rb") as file:
+            file.seek(len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0)
             for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), start=1):
                 if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
                     while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):

@@ -14,7 +14,6 @@ from mappa.types import Workspace
 
 OpenWorkspace = Callable[[], Awaitable[Workspace]]
 
-TABLE_LIMIT = 8 << 20
 REPORT_LIMIT = 64 << 10
 FAULT_LENGTH = 240
 
@@ -40,9 +39,10 @@ async def probe(
     files: Mapping[str, bytes],
     open_workspace: OpenWorkspace,
     *,
-    wants_predictions: bool = False,
+    predictions_limit: int = 0,
 ) -> Finding:
-    """Run a probe over `files` in a workspace of its own. Raises SandboxError if it could not be run at all."""
+    """Run a probe over `files` in a workspace of its own, and fetch its predictions.csv of at most that many bytes; 0
+    where it writes none. Raises SandboxError if it could not be run at all."""
     workspace = await open_workspace()
     try:
         try:
@@ -55,7 +55,7 @@ async def probe(
             subject = ", ".join(files) or "an answer"
             raise SandboxError(f"the sandbox failed while it looked at {subject}: {result.stderr[:FAULT_LENGTH]}")
         report = _read_report(workspace, result.outcome, files)
-        predictions = collect(workspace, ("predictions.csv",), TABLE_LIMIT)[0] if wants_predictions else {}
+        predictions = collect(workspace, ("predictions.csv",), predictions_limit)[0] if predictions_limit else {}
         return Finding(report, predictions.get("predictions.csv"))
     finally:
         workspace.close()

@@ -20,6 +20,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,10 +39,11 @@ FUNCTIONS = {
     "accuracy_score": "accuracy", "roc_auc_score": "auc", "log_loss": "logloss", "normalized_gini": "gini",
     "matthews_corrcoef": "mcc", "cohen_kappa_score": "qwk", "quadratic_weighted_kappa": "qwk", "qwk": "qwk",
     "mean_absolute_error": "mae", "mae": "mae", "rmse": "rmse", "root_mean_squared_error": "rmse", "rmsle": "rmsle",
-    "root_mean_squared_log_error": "rmsle", "r2_score": "r2",
+    "root_mean_squared_log_error": "rmsle", "calculate_rmse": "rmse", "calculate_rmsle": "rmsle", "r2_score": "r2",
 }  # fmt: skip
 GRADERS = {
-    "accuracy": "accuracy", "auc": "auc", "aucroc": "auc", "rocauc": "auc", "areaundertheroccurve": "auc", "f1": "f1",
+    "accuracy": "accuracy", "multiclassclassificationaccuracy": "accuracy",
+    "auc": "auc", "aucroc": "auc", "rocauc": "auc", "areaundertheroccurve": "auc", "f1": "f1",
     "logloss": "logloss", "matthewscorrelationcoefficient": "mcc", "mcc": "mcc", "quadraticweightedkappa": "qwk",
     "rmse": "rmse", "rootmeansquarederror": "rmse", "rmsle": "rmsle", "rootmeansquaredlogarithmicerror": "rmsle",
     "rootmeansquaredlogerror": "rmsle", "mae": "mae", "meanabsoluteerror": "mae", "r2": "r2",
@@ -113,9 +115,9 @@ def _mlebench_task(root: Path, name: str) -> Published:
         train=public / "train.csv",
         test=public / "test.csv",
         sample=_one(public, "*ample*ubmission*.csv"),
-        answers=_one(private, "*.csv"),
+        answers=_answers_of(_config(root, name), private),
         description=description.read_text(errors="replace") if description.is_file() else "",
-        metric=_metric_of_config(root, name),
+        metric=_metric_of_config(_config(root, name)),
     )
 
 
@@ -127,27 +129,43 @@ def _one(folder: Path, pattern: str) -> Path:
 
 
 def _metric_of_script(text: str) -> str:
-    """By the function whose value the script writes down as the performance."""
-    assigned = re.findall(r"^\s*performance\s*=\s*(.+)$", text, re.M)
-    called = re.findall(r"([A-Za-z_]\w*)\s*\(", assigned[-1]) if assigned else []
-    if "mean_squared_error" in called and ("sqrt" in called or "squared=False" in assigned[-1]):
+    """By the function whose value the script writes down as the performance, itself or by one name in between."""
+    written = _assigned(text, "performance")
+    if re.fullmatch(r"[A-Za-z_]\w*", written):
+        written = _assigned(text, written)
+    called = re.findall(r"([A-Za-z_]\w*)\s*\(", written)
+    if re.match(r"[-\d.]|.*\)\s*[-+*/%]", written) and "sqrt" not in called:
+        _unknown(written)  # 1 - a metric, or a metric * 100
+    rooted = "sqrt" in called or "squared=False" in written
+    if rooted and "mean_squared_error" in called:
         return "rmse"
+    if rooted and "mean_squared_log_error" in called:
+        return "rmsle"
     if "f1_score" in called:  # scikit-learn's default is the F1 of class 1; the micro mean is the accuracy
-        average = re.search(r"average\s*=\s*['\"](\w+)", assigned[-1])
-        return {"": "f1_binary", "macro": "f1", "micro": "accuracy"}.get(average[1] if average else "", "") or _unknown(
-            f"f1_score, average={average and average[1]!r}"
-        )
-    if re.search(r"==.*\)\.mean\(\)\s*$", assigned[-1] if assigned else ""):
+        average = re.search(r"average\s*=\s*['\"]?(\w+)", written)
+        label = re.search(r"pos_label\s*=\s*(?!1\b)", written)
+        kinds = {"": "f1_binary", "macro": "f1", "micro": "accuracy"}
+        known_f1 = None if label else kinds.get(average[1] if average else "")
+        return known_f1 or _unknown(written)
+    if "cohen_kappa_score" in called and not re.search(r"weights\s*=\s*['\"]quadratic", written):
+        _unknown("a kappa without quadratic weights")
+    if re.search(r"==.*\)\.mean\(\)\s*$", written):
         return "accuracy"
     known = [FUNCTIONS[name.lower()] for name in called if name.lower() in FUNCTIONS]
     return known[0] if len(known) == 1 else _unknown(", ".join(called) or "not to be found")
+
+
+def _assigned(text: str, name: str) -> str:
+    """What a script assigns to `name` last; empty where it never does."""
+    return (re.findall(rf"^\s*{name}\s*=\s*(.+?)\s*(?:#.*)?$", text, re.M) or [""])[-1]
 
 
 def _unknown(metric: str) -> NoReturn:
     raise TaskError(f"its metric is {metric}; known are {', '.join(GREATER_IS_BETTER)}")
 
 
-def _metric_of_config(root: Path, name: str) -> str:
+def _config(root: Path, name: str) -> str:
+    """The text of a competition's config.yaml. Raises TaskError."""
     places = [root / name, *(base / "mlebench" / "competitions" / name for base in (root, root.parent))]
     package = importlib.util.find_spec("mlebench")
     if package is not None and package.origin is not None:
@@ -155,12 +173,21 @@ def _metric_of_config(root: Path, name: str) -> str:
     config = next((path / "config.yaml" for path in places if (path / "config.yaml").is_file()), None)
     if config is None:
         raise TaskError(f"no config.yaml of {name}: copy mlebench/competitions/{name}/config.yaml to {root / name}")
-    found = re.search(r"^grader:\s*\n(?:\s+\S.*\n)*?\s+name:\s*['\"]?([^'\"\n]+)", config.read_text() + "\n", re.M)
+    return config.read_text(errors="replace") + "\n"
+
+
+def _metric_of_config(config: str) -> str:
+    found = re.search(r"^grader:\s*\n(?:\s+\S.*\n)*?\s+name:\s*['\"]?([^'\"\n]+)", config, re.M)
     named = found[1].strip() if found else ""
     metric = GRADERS.get(re.sub(r"[^a-z0-9]", "", named.lower()))
-    if metric is None:
-        _unknown(named or "not named")
-    return metric
+    return metric or _unknown(named or "not named")
+
+
+def _answers_of(config: str, private: Path) -> Path:
+    """The file that the config names; where it lies elsewhere, the only table there."""
+    found = re.search(r"^\s+answers:\s*['\"]?([^'\"\n]+)", config, re.M)
+    named = private / Path(found[1].strip()).name if found else private
+    return named if named.is_file() else _one(private, "*.csv")
 
 
 def _import(kind: str, place: Path, names: list[str], read: Reader, cache: Path) -> Found:
@@ -172,14 +199,26 @@ def _import(kind: str, place: Path, names: list[str], read: Reader, cache: Path)
             published = read(place, name)
             folder = cache / "tasks" / f"{kind}-{_state(published)}" / name
             if not (folder / "task.json").exists():
-                _build(folder, published)
+                with _long_fields():
+                    _build(folder, published)
             tasks.append(load_task(folder))
-        except (TaskError, OSError, ValueError) as error:
+        except (TaskError, OSError, ValueError, csv.Error) as error:
             refused.append(Refused(name, str(error)))
     if not tasks:
         first = f"; {refused[0].task}: {refused[0].why}" if refused else ""
         raise TaskError(f"{place} holds no task that can be used ({len(refused)} refused{first})")
     return Found(train=tuple(tasks), refused=tuple(refused))
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """A field may hold a text as long as the table: csv's own limit of 128 KiB is for the whole process, so it comes
+    back."""
+    before = csv.field_size_limit(TABLE_MB << 20)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _state(published: Published) -> str:

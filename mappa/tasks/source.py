@@ -18,6 +18,8 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from mappa.config import TasksConfig
 from mappa.errors import TaskError
 from mappa.tasks.contamination import contamination
@@ -42,7 +44,7 @@ def prepare(settings: TasksConfig | str, cache: Path) -> TaskSet:
     train, heldout, refused = found.train, found.heldout, found.refused
     if settings.heldout:
         other = read_source(settings.heldout, cache)
-        heldout, refused = other.train + other.heldout, refused + other.refused
+        heldout, refused = _apart(train, other.train + other.heldout), refused + other.refused
     elif not heldout:
         train, heldout = set_aside(train, settings.heldout_tasks, settings.seed)
     _check_ids(settings.source, train, heldout)
@@ -61,7 +63,7 @@ def measured_on(tasks: TaskSet, source: str, cache: Path) -> TaskSet:
     """`tasks` that were learned from, with what another source holds to measure on. What the two share is reported,
     texts that are the same too. Raises TaskError."""
     found = read_source(source, cache)
-    heldout = found.train + found.heldout
+    heldout = _apart(tasks.train, found.train + found.heldout)
     return TaskSet(tasks.train, heldout, found.refused, contamination(tasks.train, heldout))
 
 
@@ -132,6 +134,15 @@ def _load_split(root: Path, split: str, refused: list[Refused]) -> tuple[Task, .
     if not tasks:
         raise TaskError(f"no task in {root}/{split} can be used: {refused[-len(folders)].why}")
     return tuple(tasks)
+
+
+def _apart(train: Sequence[Task], heldout: Sequence[Task]) -> tuple[Task, ...]:
+    """Problems of another source have names of their own: two splits are both numbered from 0. What is the same problem
+    is told by its text. A task folder is told by its name, so that one stays."""
+    names = {task.id for task in train}
+    return tuple(
+        replace(task, id=f"heldout-{task.id}") if task.id in names and not task.folder else task for task in heldout
+    )
 
 
 def _check_ids(source: str, train: Sequence[Task], heldout: Sequence[Task]) -> None:

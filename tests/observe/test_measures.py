@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from mappa.observe.evaluation import (
@@ -56,7 +57,7 @@ def test_a_failed_run_counts_in_the_fair_numbers_only() -> None:
             "submission": 3 / 6,
             "accuracy": 0.8, "accuracy, fair": (0.9 + 0.5 + 0.7 + 0.5) / 4,
             "f1": 0.7, "f1, fair": (0.8 + 0.6) / 4,
-            "auc": 0.95, "auc, fair": (0.95 + 3 * 0.5) / 4,
+            "auc": 0.95, "auc, fair": (0.95 + 0.5) / 2,  # c2 has no AUC, and its lost episode none to lose
             "rmse_of_range": 0.1, "rmse_of_range, fair": (0.1 + 0.5) / 2,
             "normalised, DSBench": (0.5 + 1.2 + 0) / 6,
             "pass@2": (1 + 1 + 0) / 3,
@@ -102,6 +103,10 @@ def test_the_paired_test_is_exact_on_few_tasks() -> None:
     assert gap == pytest.approx(0) and low < 0 < high and p == 1.0
     many = paired_difference([[0.0]] * 40, [[1.0]] * 39 + [[-1.0]])
     assert many[3] < 0.01 and many == paired_difference([[0.0]] * 40, [[1.0]] * 39 + [[-1.0]])
+    for scale in (1e-9, 1.0, 1e9):  # whatever its unit, no rounding hides the outcome that was seen
+        for seed in range(20):
+            after = np.random.default_rng(seed).uniform(0, scale, (10, 1)).tolist()
+            assert paired_difference([[0.0]] * 10, after)[3] == 2 / 2**10
     with pytest.raises(ValueError, match="at least one task"):
         paired_difference([[]], [[]])
 
@@ -139,3 +144,5 @@ def test_a_result_is_shown_with_its_measures() -> None:
     assert "episodes lost, counted failed" in shown and "episodes cut at their deadline" in shown
     empty = EvaluationResult(mode="sampled", success=0, ci=(0, 1), roles={}, episodes=0)
     assert "nothing to compare" in paired_text(before, empty)
+    both = evaluation_text(before, empty) + evaluation_text(empty, before)
+    assert both.count("none") >= 4, "a role that only one of two teams has"

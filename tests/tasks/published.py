@@ -45,7 +45,7 @@ def write_dsbench(root: Path, name: str, *, kind: str, function: str, call: str,
     return folder
 
 
-def write_mlebench(root: Path, name: str, grader: str, *, kind: str = "classification") -> Path:
+def write_mlebench(root: Path, name: str, grader: str, *, kind: str = "classification", answers: str = "x") -> Path:
     public, private = root / name / "prepared" / "public", root / name / "prepared" / "private"
     public.mkdir(parents=True)
     private.mkdir()
@@ -56,6 +56,6 @@ def write_mlebench(root: Path, name: str, grader: str, *, kind: str = "classific
     test[["row", "paid"]].assign(paid=0).to_csv(public / "sample_submission.csv", index=False)
     (public / "description.md").write_text(f"# {name}")
     (root / name / "config.yaml").write_text(
-        f"id: {name}\ndataset:\n  answers: x\n\ngrader:\n  name: {grader}\n  grade_fn: y\n\npreparer: z\n"
+        f"id: {name}\ndataset:\n  answers: {answers}\n\ngrader:\n  name: {grader}\n  grade_fn: y\n\npreparer: z\n"
     )
     return public

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -39,6 +40,13 @@ def test_the_last_box_that_closes(text: str, found: str | None) -> None:
         ("steps\n#### 1,234", "1,234"),
         ("**Answer:** 5", "5"),
         ("I do not know.", None),
+        ("The answer is 18 dollars.", "18"),
+        ("So the answer is:\n42", "42"),
+        ("The answer is 42, since 6*7=42.", "42"),
+        ("The answer is 3 1/2", "3 1/2"),
+        ("The answer is 3, 5", "3, 5"),
+        ("The answer is 3 pi", "3 pi"),
+        ("The total is 12, so that is it", "12"),
         (r"The answer is 3. \boxed{4}", "4"),
         ("", None),
         (r"\boxed{" + "9" * 2000 + "}", None),
@@ -54,10 +62,19 @@ def test_what_is_read_off(text: str, found: str | None) -> None:
         ("27.0", Fraction(27)), ("1,234", Fraction(1234)), (r"\frac{3}{4}", Fraction(3, 4)), ("-3/4", Fraction(-3, 4)),
         ("$15$", Fraction(15)), (r"15\%", Fraction(15)), ("007", Fraction(7)), (r"5\text{ cm}", Fraction(5)),
         ("1/0", None), (r"\sqrt{2}", None), ("9" * 100, None), ("", None), ("x", None), (r"-\frac12", Fraction(-1, 2)),
+        ("-3 1/2", Fraction(-7, 2)), ("1 2", None), (r"1\,234", Fraction(1234)), ("$ 5 $", Fraction(5)),
+        ("1 1/0", None),
     ],
 )  # fmt: skip
 def test_plain_numbers(text: str, value: Fraction | None) -> None:
     assert plain_number(text) == value
+
+
+def test_a_text_full_of_open_boxes_costs_no_time() -> None:
+    """An action of 100,000 characters is read on the event loop."""
+    began = time.process_time()
+    assert boxed(r"\boxed{7} " + r"\boxed{" * 14_000) == "7"
+    assert time.process_time() - began < 1
 
 
 def test_numbers_need_no_sandbox(workspaces: Workspaces) -> None:

@@ -79,6 +79,8 @@ BAD = {
         lambda f: drop_column(f, ANSWERS, "price"),
         r"must have the columns id, price, not id",
     ),
+    "infinite answer": (lambda f: change_csv(f, ANSWERS, price=[1, "inf", 2]), r"rmse: answers .* finite numbers"),
+    "task.json of bytes": (lambda f: (f / "task.json").write_bytes(b"\xff\xfe"), r"task.json cannot be used"),
     "empty answer": (lambda f: change_csv(f, ANSWERS, price=[1, None, 2]), r"answers.csv: 1 rows have no 'price'"),
     "words for numbers": (lambda f: change_csv(f, ANSWERS, price=list("abc")), r"must be numbers"),
     "empty table": (lambda f: (f / TEST).write_text(""), r"public/test.csv is not a CSV table"),

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from mappa.errors import SandboxError
-from mappa.tasks import TaskSet, inspect, populate, repair
+from mappa.tasks import TaskSet, inspect, inspection, outcome, populate, repair
 from mappa.tasks.inspection import ENGINEER_FACTS, SCORES
 from mappa.tasks.probes import engineer as engineer_probe
-from mappa.types import Evidence, ExecutionResult, Role
+from mappa.types import Action, Evidence, ExecutionResult, Role
 
 from .team import ANALYST, ARTEFACTS, ENGINEER, MODELER, look, reference_submission, task_named
 from .workspace import FolderWorkspace, Workspaces
@@ -130,6 +130,41 @@ def test_a_model_with_no_table_at_all(quickstart: TaskSet, workspace: FolderWork
     assert evidence.fault == "there is no table to try the model on"
     assert evidence.facts["has_predict"] is True
     assert evidence.facts["predicts"] is False
+
+
+def test_a_role_may_make_several_things(
+    quickstart: TaskSet, workspace: FolderWorkspace, workspaces: Workspaces
+) -> None:
+    """One agent alone makes all of them, and a note besides: it succeeds if each of them is in order."""
+    task = task_named(quickstart, "Boston")
+    repair(task, workspace, ARTEFACTS)
+    reference_submission(task).to_csv(workspace.folder / "submission.csv", index=False)
+    alone = Role(name="alone", prompt="", produces=(*ARTEFACTS, "submission.csv", "notes.md"))
+    evidence = look(task, alone, workspace, workspaces)
+    assert (evidence.success, evidence.fault) == (False, "notes.md missing")
+    workspace.put("notes.md", b"done")
+    evidence = look(task, alone, workspace, workspaces)
+    assert evidence.success and {*ENGINEER_FACTS, "predicts", "submission.csv", "notes.md"} <= set(evidence.facts)
+    action = Action(
+        role="alone", turn=0, adapter="alone@0", prompt_ids=(1,), output_ids=(2,), logprobs=(0.0,),
+        finish_reason="stop", text="", evidence=evidence,
+    )  # fmt: skip
+    assert outcome(task, [action]).success
+
+
+def test_what_is_read_grows_with_the_tables_of_the_task(
+    quickstart: TaskSet, workspace: FolderWorkspace, workspaces: Workspaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the least that may always be read set to nothing."""
+    monkeypatch.setattr(inspection, "PICKLE_MB", 0)
+    monkeypatch.setattr(inspection, "TABLE_MB", 0)
+    task = task_named(quickstart, "Boston")
+    repair(task, workspace, ("X_train.pkl", "y_train.pkl", "X_test.pkl"))
+    table = reference_submission(task)
+    table.to_csv(workspace.folder / "submission.csv", index=False)
+    assert look(task, ENGINEER, workspace, workspaces).success and look(task, ANALYST, workspace, workspaces).success
+    workspace.put("submission.csv", table.to_csv(index=False).encode() + b"\n" * 100_000)
+    assert (look(task, ANALYST, workspace, workspaces).fault or "").startswith("submission.csv has 0 MiB, at most")
 
 
 def test_of_files_that_nobody_knows_only_their_being_there_is_measured(

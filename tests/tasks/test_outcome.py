@@ -71,6 +71,15 @@ def test_the_last_action_of_a_role_counts() -> None:
     assert not outcome(TASK, (GOOD[0], action("engineer", False, turn=1), *GOOD[1:])).success
 
 
+def test_of_a_file_that_several_made_the_last_makers_counts() -> None:
+    produces = {"writer": ("submission.csv",), "fixer": ("submission.csv",)}
+    bad: dict[str, Fact] = SUBMITTED | {"score": 99.0, "normalised": -1.0}
+    mended = outcome(TASK, (action("writer", False, **bad), action("fixer", True, **SUBMITTED)), produces)
+    assert mended == Outcome(success=True, metrics={"score": 7.0, "normalised": 0.5})
+    spoiled = (action("writer", True, **SUBMITTED), action("fixer", True, **SUBMITTED), action("writer", False, **bad))
+    assert outcome(TASK, spoiled, produces) == Outcome(success=False, metrics={"score": 99.0, "normalised": -1.0})
+
+
 def test_without_a_graded_submission_there_is_no_success() -> None:
     assert outcome(TASK, ()) == Outcome(success=False)
     assert outcome(TASK, GOOD[:2]) == Outcome(success=False)

@@ -33,6 +33,7 @@ def scores(given: list[float], truth: list[float], metric: str) -> dict[str, flo
         ("logloss", CHANCES, TRUTH, sk.log_loss(TRUTH, CHANCES)),
         ("accuracy", GUESSES, GRADES, sk.accuracy_score(GRADES, GUESSES)),
         ("f1", GUESSES, GRADES, sk.f1_score(GRADES, GUESSES, average="macro")),
+        ("f1", [1.0, 3.0, 2.0], [1.0, 1.0, 2.0], sk.f1_score([1, 1, 2], [1, 3, 2], average="macro")),
         ("f1_binary", [float(c >= 0.5) for c in CHANCES], TRUTH, sk.f1_score(TRUTH, [c >= 0.5 for c in CHANCES])),
         ("gini", CHANCES, TRUTH, 2 * sk.roc_auc_score(TRUTH, CHANCES) - 1),
         ("mcc", GUESSES, GRADES, sk.matthews_corrcoef(GRADES, GUESSES)),

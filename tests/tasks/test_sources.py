@@ -35,6 +35,8 @@ RECORDS = {
     "svamp": ({"Body": "There is one.", "Question": "P?", "Answer": 145.0, "Type": "Sum", "ID": "c-1"}, "145"),
     "asdiv": ({"body": "One.", "question": "P?", "answer": "9 (apples)", "idx": 0}, "9"),
     "mawps": ({"input": "P?", "target": 43.5}, "43.5"),
+    "mawps as published": ({"iIndex": 1, "sQuestion": "P?", "lEquations": ["X=8"], "lSolutions": [8.0]}, "8"),
+    "calc-mawps": ({"id": "m__1", "question": "P?", "chain": "", "result": "8", "result_float": 8.0}, "8"),
 }
 
 
@@ -54,7 +56,14 @@ def test_the_usual_field_names_are_known(name: str, tmp_path: Path) -> None:
 
 def test_bad_records_are_refused_and_counted_and_the_others_used(tmp_path: Path) -> None:
     good = [{"problem": f"What is {n} plus {n}?", "answer": 2 * n, "id": n} for n in range(4)]
-    bad = [{"problem": "No answer?"}, {"answer": 3}, "{half", "[1]", {"problem": "", "answer": 1}, good[0]]
+    bad = [
+        {"problem": "No answer?", "answer": "NaN"},
+        {"answer": 3},
+        "{half",
+        "[1]",
+        {"problem": "", "answer": 1},
+        good[0],
+    ]
     path = write_jsonl(tmp_path / "set.jsonl", *good, *bad)
     tasks = prepare(TasksConfig(source=f"jsonl:{path}", heldout_tasks=1), tmp_path)
     assert (len(tasks.train), len(tasks.heldout), len(tasks.refused)) == (3, 1, 6)
@@ -111,6 +120,29 @@ def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
     assert len(grams(long)) == len(long.split()) - 12 and len(grams("two words")) == 1
 
 
+def test_two_splits_of_one_source_are_numbered_alike_and_are_other_problems(tmp_path: Path) -> None:
+    for split, numbers in (("train", range(5)), ("test", range(5, 8))):
+        (tmp_path / split).mkdir()
+        write_jsonl(
+            tmp_path / split / "sums.jsonl", *({"problem": f"What is {n} + 1?", "answer": n + 1} for n in numbers)
+        )
+    source, heldout = (f"jsonl:{tmp_path / split / 'sums.jsonl'}" for split in ("train", "test"))
+    tasks = prepare(TasksConfig(source=source, heldout=heldout), tmp_path)
+    assert [task.id for task in tasks.train] == [f"sums-{n}" for n in range(1, 6)]
+    assert [task.id for task in tasks.heldout] == [f"heldout-sums-{n}" for n in range(1, 4)]
+    assert [task.id for task in measured_on(tasks, heldout, tmp_path).heldout] == [task.id for task in tasks.heldout]
+
+
+def test_every_copy_of_a_held_out_problem_is_found_and_near_copies_beside_it(tmp_path: Path) -> None:
+    text = "If a train leaves at noon and drives forty miles each hour how far is it from home at three"
+    names = {"a": text, "b": text.upper() + "?", "c": text + ". Explain.", "d": "What is 5 + 3?", "e": "What is 5.3?"}
+    train = [Task(id=name, kind="maths", prompt=prompt) for name, prompt in names.items()]
+    heldout = [Task(id="x", kind="maths", prompt=text), Task(id="y", kind="maths", prompt="what is 5 - 3")]
+    found = [(overlap.train, overlap.heldout, overlap.how) for overlap in contamination(train, heldout)]
+    assert ("a", "x", "exact") in found and ("b", "x", "exact") in found and ("c", "x", "13-gram") in found
+    assert not any(how == "exact" and held == "y" for _, held, how in found)
+
+
 def test_the_draw_keeps_the_kinds_in_proportion_and_the_seed_decides() -> None:
     tasks = [Task(id=f"{n:03}", kind="ab"[n % 4 == 0], prompt="") for n in range(100)]
     chosen = draw(tasks, 10, 0)
@@ -143,9 +175,12 @@ def test_dsbench_as_downloaded(tmp_path: Path, workspaces: Workspaces) -> None:
     (empty / "test.csv").write_text("")
     vast = write_dsbench(root, "vast", kind="classification", function="accuracy_score", call=call)
     os.truncate(vast / "train.csv", 1 << 30)
+    essay = write_dsbench(root, "essay", kind="classification", function="accuracy_score", call=call)
+    pd.read_csv(essay / "train.csv").assign(color="long " * 40_000).to_csv(essay / "train.csv", index=False)
 
     found = read_source(f"dsbench:{root}", tmp_path)
-    pay, total = found.train
+    essays, pay, total = found.train
+    assert essays.id == "essay", "a field of 200,000 characters is no fault"
     assert (pay.id, pay.kind, pay.target, pay.id_column) == ("pay", "classification", "paid", "row")
     assert pay.prompt == "The pay challenge: predict who pays."
     assert pay.metric is not None and (pay.metric.name, pay.metric.baseline, pay.metric.reference) == (
@@ -168,7 +203,7 @@ def test_dsbench_as_downloaded(tmp_path: Path, workspaces: Workspaces) -> None:
     assert evidence.success and evidence.facts["score"] == 1.0, "rows in another order are the same rows"
     assert evidence.facts["normalised"] == pytest.approx(1.25) and evidence.facts["auc"] == 1.0
     tasks = prepare(TasksConfig(source=f"dsbench:{root}", heldout_tasks=1), tmp_path)
-    assert (len(tasks.train), len(tasks.heldout), len(tasks.refused)) == (1, 1, 8)
+    assert (len(tasks.train), len(tasks.heldout), len(tasks.refused)) == (2, 1, 8)
 
 
 @pytest.mark.parametrize(
@@ -191,6 +226,16 @@ def test_dsbench_as_downloaded(tmp_path: Path, workspaces: Workspaces) -> None:
         ("performance = mean_squared_error(a, b)", None),
         ("performance = f1_score(a, b, average='weighted')", None),
         ("performance = mpa_at_3(a, b)", None),
+        ("performance = np.sqrt(mean_squared_log_error(a, b))", "rmsle"),
+        ("score = roc_auc_score(a, b)\nperformance = score", "auc"),
+        ("smape = np.sqrt(mean_squared_error(a, b))  # or so\nperformance = smape", "rmse"),
+        ("performance = calculate_rmse(a, b)", "rmse"),
+        ("performance = cohen_kappa_score(a, b, weights='quadratic')", "qwk"),
+        ("performance = cohen_kappa_score(a, b)", None),
+        ("performance = f1_score(a, b, average=None)", None),
+        ("performance = f1_score(a, b, pos_label=0)", None),
+        ("performance = 1 - roc_auc_score(a, b)", None),
+        ("performance = roc_auc_score(a, b) * 100", None),
         ("nothing = 1", None),
     ],
 )
@@ -207,9 +252,12 @@ def test_mlebench_as_prepared(tmp_path: Path, workspaces: Workspaces) -> None:
     root = tmp_path / "mle"
     write_mlebench(root, "loans", "auc-roc")
     write_mlebench(root, "words", "multi-class-log-loss")
+    write_mlebench(root, "many", "multi-class-classification-accuracy", answers="many/prepared/private/test.csv")
+    (root / "many/prepared/private/gold_submission.csv").write_text("row,paid\n")
     (write_mlebench(root, "lost", "accuracy").parents[1] / "config.yaml").unlink()
     found = read_source(f"mlebench:{root}", tmp_path)
-    (loans,) = found.train
+    loans, many = found.train
+    assert many.metric is not None and many.metric.name == "accuracy"
     assert loans.metric is not None
     assert (loans.metric.name, loans.metric.baseline, loans.metric.reference) == ("auc", 0.5, 1.0)
     why = {refused.task: refused.why for refused in found.refused}

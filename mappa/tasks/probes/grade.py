@@ -4,9 +4,9 @@ Reads predictions.csv or submission.csv (`file` in the request) and answers.csv,
 facts `readable`, `columns`, `ids`, `values`, the `score` by the task's metric, and whatever else of `scores` can be
 worked out of the same predictions. The order of rows does not matter; everything else about the form does.
 
-Of classes: accuracy, f1 (the mean over the answers' classes), auc (two classes, numbers predicted). Where the metric
-wants scores and not labels (auc, gini, logloss), a score of a half or more counts as the greater label. Of numbers:
-rmse, mae, rmsle, r2, and rmse_of_range, the rmse as a share of the range of the answers.
+Of classes: accuracy, f1 (the mean over all classes that are there or were named), auc (two classes, numbers predicted).
+Where the metric wants scores and not labels (auc, gini, logloss), a score of a half or more counts as the label 1.
+Of numbers: rmse, mae, rmsle, r2, and rmse_of_range, the rmse as a share of the range of the answers.
 """
 
 import csv
@@ -130,6 +130,8 @@ def score_all(given: Sequence[str], answers: Sequence[str], metric: str) -> dict
     """Every score that these predictions have, the task's metric among them."""
     numeric = numbers_only(answers)
     if metric in OF_NUMBERS:
+        if not numeric:
+            raise Wrong(f"answers of {metric} must be finite numbers")
         predictions, truth = [number(text) for text in given], [float(text) for text in answers]
         scores = {"rmse": rmse(predictions, truth), "rmse_of_range": of_range(predictions, truth)}
         return finite(scores | {metric: OF_NUMBERS[metric](predictions, truth)})
@@ -178,6 +180,8 @@ def mae(given: Sequence[float], truth: Sequence[float]) -> float:
 def rmsle(given: Sequence[float], truth: Sequence[float]) -> float:
     if min(given) <= -1:
         raise Wrong("rmsle needs predictions above -1")
+    if min(truth) <= -1:
+        raise Wrong("rmsle needs answers above -1")
     return rmse([math.log1p(g) for g in given], [math.log1p(t) for t in truth])
 
 
@@ -191,8 +195,8 @@ def accuracy(given: Sequence[Any], truth: Sequence[Any]) -> float:
 
 
 def f1(given: Sequence[Any], truth: Sequence[Any]) -> float:
-    """The mean over the answers' classes of 2 hits / (named + there)."""
-    classes = set(truth)
+    """The mean of 2 hits / (named + there) over the classes of either side, as scikit-learn's macro average."""
+    classes = {*truth, *given}
     hits, named, there = Counter(t for g, t in zip(given, truth, strict=True) if g == t), Counter(given), Counter(truth)
     return math.fsum(2 * hits[name] / (named[name] + there[name]) for name in classes) / len(classes)
 
@@ -200,7 +204,7 @@ def f1(given: Sequence[Any], truth: Sequence[Any]) -> float:
 def f1_binary(given: Sequence[Any], truth: Sequence[Any]) -> float:
     """That of the greater of two classes: where 1 is what is looked for."""
     classes = sorted(set(truth))
-    if len(classes) > 2:
+    if len(classes) != 2:
         raise Wrong(f"f1_binary needs answers of two classes, not {len(classes)}")
     hits = sum(g == t == classes[-1] for g, t in zip(given, truth, strict=True))
     return 2 * hits / (sum(g == classes[-1] for g in given) + sum(t == classes[-1] for t in truth))
