@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import os
 import re
 import sys
@@ -35,16 +36,16 @@ def load_system(name: str) -> System:
         raise TeamError(f"system {name!r}: module {module_name} has no {attribute!r}") from None
     try:
         system: System = found() if isinstance(found, type) else found
+        roles, run = getattr(system, "roles", None), getattr(system, "run", None)
     except Exception as error:  # a user's constructor may raise anything
         raise TeamError(f"system {name!r} cannot be made: {type(error).__name__}: {error}") from error
-    roles = getattr(system, "roles", None)
-    if not (isinstance(roles, tuple) and all(isinstance(role, Role) for role in roles)) or not callable(
-        getattr(system, "run", None)
-    ):
+    if not (isinstance(roles, tuple) and all(isinstance(role, Role) for role in roles)) or not callable(run):
         raise TeamError(
             f"{name!r} is not a system: it needs `roles` (a tuple of Role) and an async `run(stage)`, or @system(...)"
         )
     _check_roles(name, roles)
+    if inspect.isroutine(run) and not inspect.iscoroutinefunction(run):
+        raise TeamError(f"system {name!r}: what it runs is no async function: write `async def`")
     return system
 
 
@@ -89,6 +90,8 @@ def _check_roles(name: str, roles: tuple[Role, ...]) -> None:
         raise TeamError(f"system {name!r} has no roles; a team needs at least one")
     names = [role.name for role in roles]
     for role in roles:
+        if fault := _fault(role):
+            raise TeamError(f"system {name!r}, role {role.name!r}: {fault}")
         if names.count(role.name) > 1:
             raise TeamError(f"system {name!r} names the role {role.name!r} twice; every role needs a name of its own")
         for word in (role.name, role.plays or role.name):
@@ -108,3 +111,21 @@ def _check_roles(name: str, roles: tuple[Role, ...]) -> None:
                 f"system {name!r}: role {role.name!r} is frozen, but {others[0]!r} trains the adapter "
                 f"{role.plays!r} that they share; freeze both or give one an adapter of its own"
             )
+
+
+def _fault(role: Role) -> str:
+    """What is wrong with its values: Python checks none of them when a user writes a Role."""
+    for field in ("name", "prompt", "adapter", "model"):
+        if not isinstance(getattr(role, field), str):
+            return f"`{field}` must be a string"
+    for field in ("needs", "produces"):
+        files = getattr(role, field)
+        if not isinstance(files, tuple) or not all(isinstance(file, str) for file in files):
+            return f'`{field}` must be a tuple of file names, with a comma even for one: ("model.pkl",)'
+    if not isinstance(role.max_tokens, int) or role.max_tokens < 1:
+        return "`max_tokens` must be a whole number of at least 1"
+    try:
+        re.compile(role.stop or "")
+    except (re.error, TypeError) as error:
+        return f"`stop` is no regular expression: {error}"
+    return ""

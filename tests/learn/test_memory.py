@@ -264,6 +264,13 @@ def test_biases_it_does_not_know_are_refused(tiny_model: Path) -> None:
         ModelShape.of(config)
 
 
+def test_other_families_are_refused_by_name() -> None:
+    from transformers import GPT2Config
+
+    with pytest.raises(LearnError, match="no memory arithmetic for 'gpt2'"):
+        ModelShape.of(GPT2Config())
+
+
 def test_qwen2_has_biases_on_queries_keys_and_values() -> None:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 

@@ -343,6 +343,23 @@ def test_a_system_that_waits_for_ever_is_cut(theatre: Theatre, tmp_path: Path) -
             "team = system(Role(name='a', prompt='', frozen=True), Role(name='b', prompt='', adapter='a'))(print)",
             "'b' trains the adapter 'a' that they share",
         ),
+        (
+            "from mappa.systems import Role, system\n@system(Role(name='a', prompt=''))\ndef team(stage): ...",
+            "no async",
+        ),
+        *(
+            (f"from mappa.systems import Role, system\nteam = system(Role(name='a', prompt='', {wrong}))(print)", why)
+            for wrong, why in {
+                "produces=('model.pkl')": "`produces` must be a tuple of file names",
+                "max_tokens=0": "`max_tokens` must be a whole number",
+                "stop='(open'": "`stop` is no regular expression",
+                "adapter=3": "`adapter` must be a string",
+            }.items()
+        ),
+        (
+            "class team:\n    roles = property(lambda self: 1 / 0)\n    async def run(self, stage): ...",
+            "ZeroDivisionError",
+        ),
     ],
 )
 def test_a_file_that_is_no_system_is_refused(code: str, message: str, tmp_path: Path) -> None:
