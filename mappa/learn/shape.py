@@ -32,7 +32,7 @@ class ModelShape(Struct, frozen=True, kw_only=True):
         kind = config.model_type
         absent = [name for name in ("intermediate_size", "num_key_value_heads") if getattr(config, name, None) is None]
         if absent:
-            raise LearnError(f"no memory arithmetic for {kind!r}: its config has no {absent[0]}; Llama's and Qwen's have")
+            raise LearnError(f"no memory arithmetic for {kind!r}: its config has no {absent[0]}")
         if getattr(config, "mlp_bias", False) or (kind != "qwen2" and getattr(config, "attention_bias", False)):
             raise LearnError(f"no memory arithmetic for {kind!r} with biases; give the ModelShape by hand")
         return cls(

@@ -90,7 +90,12 @@ def _of_tables(train: Sequence[Task], heldout: Sequence[Task]) -> Iterator[Overl
 def _features(task: Task, name: str) -> tuple[frozenset[str], set[str]]:
     table = pd.read_csv(f"{task.folder}/public/{name}", nrows=ROWS)
     kept = sorted(column for column in table.columns if column not in (task.target, task.id_column))
-    return frozenset(kept), {"|".join(map(str, row)) for row in table[kept].itertuples(index=False)}
+    return frozenset(kept), {"|".join(map(_cell, row)) for row in table[kept].itertuples(index=False)}
+
+
+def _cell(value: object) -> str:
+    """A column of whole numbers is read as floats where one of them is missing."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _says(feature: pd.Series, target: pd.Series, kind: str) -> bool:

@@ -321,6 +321,13 @@ def test_equal_rows_of_two_tables_are_found(source: Path, tmp_path: Path) -> Non
     rows.to_csv(source / "heldout/stall/public/test.csv", index=False)
     (overlap,) = contamination(tasks.train, tasks.heldout)
     assert (overlap.how, overlap.share) == ("rows", pytest.approx(2 / 3))
+    rows.assign(size=[1, 2, None]).astype({"size": "Int64"}).to_csv(
+        source / "heldout/stall/public/test.csv", index=False
+    )
+    table = pd.read_csv(source / "train/shop/public/train.csv")
+    table.astype({"size": int}).to_csv(source / "train/shop/public/train.csv", index=False)
+    (overlap,) = contamination(tasks.train, tasks.heldout)
+    assert (overlap.how, overlap.share) == ("rows", pytest.approx(2 / 3)), "whole numbers, read as floats on one side"
 
 
 def test_one_bad_folder_costs_itself_only(source: Path, tmp_path: Path) -> None:
