@@ -317,8 +317,20 @@ def _correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
 
 
 def _binomial_tail(count: int, n: int, share: float) -> float:
-    """Probability of `count` or more of `n`."""
-    return 1 - sum(math.comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(count))
+    """Probability of `count` or more of `n`, 0 < share < 1.
+
+    In logs, since comb(n, k) is beyond a float from n = 1030 on; and over the tail itself, so that a small one is no
+    difference of two numbers near 1.
+    """
+    success, failure = math.log(share), math.log1p(-share)
+    ways = math.lgamma(n + 1)
+    return min(
+        1.0,
+        math.fsum(
+            math.exp(ways - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * success + (n - k) * failure)
+            for k in range(count, n + 1)
+        ),
+    )
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

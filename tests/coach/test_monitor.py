@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import random
 import re
+from fractions import Fraction
+from math import comb
 from statistics import fmean
 
+import pytest
 from msgspec.structs import replace
 
-from mappa.coach.monitor import Monitor, Reading
+from mappa.coach.monitor import EXPECTED_MISSING, Monitor, Reading, _binomial_tail
 
 SPREAD = 2.2
 """Standard deviation of these scores."""
@@ -74,6 +77,26 @@ def test_a_coach_that_is_blind_or_silent_is_seen() -> None:
     assert {a.about for readings in blind for a in monitor.observe(readings)} == {"blind"}
     silent = [replace(r, score=None if rng.random() < 0.3 else r.score) for r in first]
     assert {a.about for a in Monitor(0.05).observe(silent)} == {"missing"}
+
+
+@pytest.mark.parametrize(
+    ("count", "n"), [(0, 5), (1, 1), (3, 3), (2, 96), (20, 96), (60, 200), (256, 2048), (2048, 2048)]
+)
+def test_how_likely_so_many_missing_scores_are(count: int, n: int) -> None:
+    share = Fraction(EXPECTED_MISSING)
+    exact = sum(comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(count, n + 1))
+    assert _binomial_tail(count, n, EXPECTED_MISSING) == pytest.approx(float(exact), rel=1e-9)
+
+
+@pytest.mark.parametrize(("actions", "missing"), [(1200, 300), (2048, 256), (2048, 2048), (4096, 160)])
+def test_a_large_step_with_many_missing_scores_is_an_alarm_and_no_crash(actions: int, missing: int) -> None:
+    readings = [
+        Reading(
+            step=1, role="modeler", kind="k", task="t", score=None if n < missing else 5.0, quality=0.5, success=True
+        )
+        for n in range(actions)
+    ]
+    assert {alarm.about for alarm in Monitor(0.05).observe(readings)} == {"missing"}
 
 
 def test_drift_of_the_coach_is_told_from_the_policy() -> None:
