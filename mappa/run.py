@@ -29,6 +29,7 @@ from mappa.systems import adapters_of, frozen_adapters, team_of
 from mappa.types import Task
 
 _NEEDED_BYTES = 1 << 30
+_STAMP, _BUILDING = "config.json", "config.building"
 
 
 class Run:
@@ -47,23 +48,19 @@ class Run:
 
     @classmethod
     def open(cls, config: Config, *, fresh: bool) -> Run:
-        """Open the run's folder to begin or to go on. Raises ConfigError if it belongs to another config or another
-        process is at work in it, DiskError if there is no room to work in."""
+        """Open the run's folder to begin or to go on; `fresh`: delete first what a run left in it.
+
+        Raises ConfigError if it belongs to another config, another process is at work in it, or it is to be deleted and
+        is no run's; DiskError if there is no room to work in.
+        """
         folder = Path(config.runs) / config.name
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = _lock(folder.with_name(f".{folder.name}.lock"), folder)
-        if fresh:
-            shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(exist_ok=True)
-        if shutil.disk_usage(folder).free < _NEEDED_BYTES:
-            raise DiskError(f"less than 1 GiB is free under {folder}; free some or set runs=FOLDER elsewhere")
-        stamp = folder / "config.json"
-        if stamp.exists():
-            _refuse_other(stamp, config, folder)
-        else:
-            building = stamp.with_suffix(".building")
-            building.write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2))
-            building.rename(stamp)
+        try:
+            _take(folder, config, fresh=fresh)
+        except BaseException:
+            lock.close()
+            raise
         return cls(folder, config, lock)
 
     def checkpoint(self, step: int) -> Path:
@@ -103,6 +100,52 @@ def _lock(path: Path, folder: Path) -> IO[str]:
         lock.close()
         raise ConfigError(f"another process is at work in {folder}; wait for it, stop it, or set name=OTHER") from None
     return lock
+
+
+def _take(folder: Path, config: Config, *, fresh: bool) -> None:
+    """Have the folder belong to `config`. See Run.open."""
+    if fresh:
+        _clear(folder)
+    folder.mkdir(exist_ok=True)
+    if shutil.disk_usage(folder).free < _NEEDED_BYTES:
+        raise DiskError(f"less than 1 GiB is free under {folder}; free some or set runs=FOLDER elsewhere")
+    stamp = folder / _STAMP
+    if stamp.exists():
+        _refuse_other(stamp, config, folder)
+    else:
+        building = folder / _BUILDING
+        building.write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2))
+        building.rename(stamp)
+
+
+def _clear(folder: Path) -> None:
+    """Delete what a run left in `folder`, what makes it a run at the very end: a deletion that was interrupted can be
+    given again. Raises ConfigError for a folder that is no run's: whatever it holds was not made here."""
+    if not folder.exists():
+        return
+    held = {path.name: path for path in folder.iterdir() if path.name != _BUILDING}
+    stamp = held.pop(_STAMP, None)
+    if (held or stamp) and not _is_stamp(stamp):
+        raise ConfigError(
+            f"{folder} is not deleted: it holds {min(held, default=_STAMP)} and no {_STAMP} of a run; move it away, or "
+            "set name=OTHER"
+        )
+    for path in held.values():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    if stamp is not None:
+        stamp.unlink()
+
+
+def _is_stamp(path: Path | None) -> bool:
+    """Whether it is a run's config, of any version: the folders of models have a config.json too."""
+    try:
+        found = msgspec.json.decode(path.read_bytes()) if path is not None else None
+    except (OSError, msgspec.DecodeError):
+        return False
+    return isinstance(found, dict) and {"name", "model", "learn"} <= found.keys()
 
 
 def _refuse_other(stamp: Path, config: Config, folder: Path) -> None:

@@ -18,6 +18,9 @@ from mappa.config.reading import apply, checked
 from mappa.config.sampler import OutsideConfig, SamplerConfig
 from mappa.errors import ConfigError
 
+LONGEST_NAME = 200
+"""Bytes: a file system takes 255, and the name of a lock is a little longer."""
+
 
 class LogConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who else gets a step's numbers; TensorBoard files are always written."""
@@ -82,6 +85,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def config_from(raw: dict[str, Any], *, where: str = "config") -> Config:
     """Check plain data against `Config`. Raises ConfigError that names the wrong key and the nearest right one."""
     config = checked(raw, Config, where=where)
+    _refuse_name(config.name, where)
     _refuse_together(config, where)
     return config
 
@@ -92,6 +96,15 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
     for text in overrides:
         apply(raw, text)
     return config_from(raw)
+
+
+def _refuse_name(name: str, where: str) -> None:
+    """Raises ConfigError for a name that leads to another place than a folder of its own under `runs`."""
+    if name.startswith(".") or "/" in name or not name.isprintable() or len(name.encode()) > LONGEST_NAME:
+        raise ConfigError(
+            f"{where}: name={name!r} cannot name a folder of its own; use at most {LONGEST_NAME} printable bytes, "
+            "without a slash and with no dot at the beginning; runs=FOLDER says where run folders lie"
+        )
 
 
 def _refuse_together(config: Config, where: str) -> None:
