@@ -3,7 +3,7 @@
     store -> budget -> slots -> pace -> request (and its hedge) -> store
 
 What holds: a reply that is kept is never asked for again; a reply is kept before it is used; nothing waits past its
-deadline; what is in flight plus what was spent stays within the budget.
+deadline; what is in flight plus what was spent stays within the budget; what was billed is kept, reply or not.
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ import httpx
 
 from mappa.coach.budget import Budget, price
 from mappa.coach.client_flow import Breaker, Latency, Pace, Slots
-from mappa.coach.client_wire import LARGEST_ANSWER, Again, Key, Refusal, body_of, meaning
+from mappa.coach.client_wire import LARGEST_ANSWER, Again, Key, Refusal, Sent, body_of, meaning
 from mappa.coach.store import CallStore, ChatRequest, Purchase, Spending
 from mappa.config import ChatConfig
 from mappa.errors import CoachError, ConfigError
 
 LONGEST_PAUSE = 30.0
-
-Sent = Purchase | Again | Refusal
 
 
 class ChatClient:
@@ -169,24 +167,26 @@ class ChatClient:
         worst = price(self.config, request.tokens_in, request.max_tokens)
         if not await self._budget.reserve_or_wait(worst):
             return Refusal("budget", f"the run's coach has spent {self._budget}")
-        cost = worst  # until its end is known: a request that is given up may have been billed
+        result, cost = None, worst  # until its end is known: a request that is given up may have been billed
         clock = asyncio.get_running_loop().time
         started = clock()
         try:
             self.counts["sent"] += 1
-            result = await self._post(request)
+            result, cost = await self._post(request, worst)
             if isinstance(result, Purchase):
-                cost = Spending(result.tokens_in + result.tokens_out, result.dollars)
                 await self._store.keep(request.key, result)
-            elif not (isinstance(result, Again) and result.billed):
-                cost = Spending()
             self._learn(request, result, started, clock())
             return result
+        except CoachError:
+            cost = Spending()  # a wrong key, a wrong model: nothing was done
+            raise
         except BaseException:
             self.counts["given up"] += 1
             raise
         finally:
             self._budget.settle(worst, cost)
+            if cost.tokens and not isinstance(result, Purchase):
+                self._store.book(request.key, cost)
 
     def _learn(self, request: ChatRequest, result: Sent, started: float, now: float) -> None:
         if isinstance(result, Again):
@@ -206,7 +206,8 @@ class ChatClient:
             unused = request.tokens_in + request.max_tokens - result.tokens_in - result.tokens_out
             self._give_back(request, unused)
 
-    async def _post(self, request: ChatRequest) -> Sent:
+    async def _post(self, request: ChatRequest, worst: Spending) -> tuple[Sent, Spending]:
+        """What the endpoint makes of a request, and what that cost; `worst` where it may have been billed in full."""
         config = self.config
         headers = {**self._headers, "idempotency-key": request.key}
         outgoing = httpx.Request("POST", self._url, content=body_of(request, config), headers=headers)
@@ -221,22 +222,22 @@ class ChatClient:
                 async for chunk in response.aiter_bytes() if encoded else response.stream:  # type: ignore[union-attr]
                     content += chunk
                     if len(content) > LARGEST_ANSWER:
-                        return Refusal("malformed", f"a reply of more than {LARGEST_ANSWER >> 20} MiB")
+                        return Refusal("malformed", f"a reply of more than {LARGEST_ANSWER >> 20} MiB"), worst
         except TimeoutError:
-            return Again(f"{config.url} gave no answer within {config.attempt_timeout:g} s", billed=True)
+            return Again(f"{config.url} gave no answer within {config.attempt_timeout:g} s"), worst
         except httpx.DecodingError as error:
-            return Again(f"{config.url} sent a damaged answer: {self._key.redact(str(error))}", billed=True)
+            return Again(f"{config.url} sent a damaged answer: {self._key.redact(str(error))}"), worst
         except self._broken as error:
             what = self._key.redact(str(error)) or "connection lost"
-            billed = not isinstance(error.__cause__ or error, self._never_met)  # refused: nobody was there to bill
-            return Again(f"{config.url}: {type(error).__name__}: {what}", billed=billed)
+            refused = isinstance(error.__cause__ or error, self._never_met)  # nobody was there to bill
+            return Again(f"{config.url}: {type(error).__name__}: {what}"), Spending() if refused else worst
         return meaning(
             response.status_code,
             response.headers,
             bytes(content),
             config=config,
             key=self._key,
-            tokens_in=request.tokens_in,
+            request=request,
         )
 
 

@@ -1,7 +1,8 @@
 """One request over the wire: what is sent, and what each answer of an endpoint means.
 
 An answer is a `Purchase`, something to try `Again`, a `Refusal` of this request, or a CoachError where no request can
-ever succeed (a wrong key, a wrong model). No message holds an API key, wherever the endpoint may have put it.
+ever succeed (a wrong key, a wrong model). Whatever has the status 200 was billed, also where it holds no text: a model
+that thinks until its limit has been paid. No message holds an API key, wherever the endpoint may have put it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from mappa.coach.budget import price
-from mappa.coach.store import ChatRequest, Purchase
+from mappa.coach.store import ChatRequest, Purchase, Spending
 from mappa.config import ChatConfig
 from mappa.errors import CoachError, ConfigError
 from mappa.types import Missing
@@ -34,8 +35,6 @@ class Again(Struct, frozen=True):
     after: float | None = None
     overload: bool = False
     """The endpoint has too much to do."""
-    billed: bool = False
-    """It may have been billed all the same."""
 
 
 class Refusal(Struct, frozen=True):
@@ -45,9 +44,12 @@ class Refusal(Struct, frozen=True):
     reason: str
 
 
+Sent = Purchase | Again | Refusal
+
+
 class _Usage(Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
 
 
 class _Message(Struct):
@@ -123,11 +125,15 @@ def body_of(request: ChatRequest, config: ChatConfig) -> bytes:
 
 
 def meaning(
-    status: int, headers: Any, content: bytes, *, config: ChatConfig, key: Key, tokens_in: int
-) -> Purchase | Again | Refusal:
-    """What an answer comes to. Raises CoachError where no request can succeed."""
+    status: int, headers: Any, content: bytes, *, config: ChatConfig, key: Key, request: ChatRequest
+) -> tuple[Sent, Spending]:
+    """What an answer comes to, and what it cost. Raises CoachError where no request can succeed."""
     if status == 200:
-        return _bought(content, config, key, tokens_in)
+        return _bought(content, config, key, request)
+    return _unpaid(status, headers, content, config, key), Spending()
+
+
+def _unpaid(status: int, headers: Any, content: bytes, config: ChatConfig, key: Key) -> Again | Refusal:
     text = key.redact(_message(content))
     what = f"{config.url} answered {status}: {text}"
     if "insufficient_quota" in text or "insufficient_quota" in _code(content):
@@ -157,28 +163,40 @@ def retry_after(value: str | None) -> float | None:
         return None
 
 
-def _bought(content: bytes, config: ChatConfig, key: Key, tokens_in: int) -> Purchase | Again | Refusal:
+def _bought(content: bytes, config: ChatConfig, key: Key, request: ChatRequest) -> tuple[Sent, Spending]:
     try:
         answer = _decode_answer(content)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         shown = key.redact(content[:SHOWN].decode(errors="replace"))
-        return Again(f"{config.url} did not answer like an OpenAI-compatible endpoint ({error}): {shown}", billed=True)
-    if not answer.choices:
-        return Again(f"{config.url} answered without a choice", billed=True)
-    choice = answer.choices[0]
-    if choice.message.content is None:
+        what = f"{config.url} did not answer like an OpenAI-compatible endpoint ({error}): {shown}"
+        return Again(what), price(config, request.tokens_in, request.max_tokens)
+    choice = answer.choices[0] if answer.choices else None
+    text = choice.message.content if choice is not None else None
+    tokens_in, tokens_out = _tokens(answer.usage or _Usage(), text, request)
+    cost = price(config, tokens_in, tokens_out)
+    if choice is None:
+        return Again(f"{config.url} answered without a choice"), cost
+    if text is None:
         why = choice.message.refusal or choice.finish_reason or "no reason given"
-        return Refusal("refused", key.redact(f"the model gave no text: {why}"))
-    text = choice.message.content
-    usage = answer.usage or _Usage(tokens_in, max(1, len(text.encode()) // 3))
-    cost = price(config, usage.prompt_tokens, usage.completion_tokens)
-    return Purchase(
+        return Refusal("refused", key.redact(f"the model gave no text: {why}")), cost
+    bought = Purchase(
         text=text,
-        tokens_in=usage.prompt_tokens,
-        tokens_out=usage.completion_tokens,
+        tokens_in=tokens_in,
+        tokens_out=tokens_out,
         dollars=cost.dollars,
         finish_reason=choice.finish_reason or "",
         model=answer.model,
+    )
+    return bought, cost
+
+
+def _tokens(usage: _Usage, text: str | None, request: ChatRequest) -> tuple[int, int]:
+    """Of prompt and reply as billed; estimated from above where the endpoint does not say: a reply without text may
+    have been thoughts up to its limit."""
+    shown = request.max_tokens if text is None else max(1, len(text.encode()) // 3)
+    return (
+        request.tokens_in if usage.prompt_tokens is None else usage.prompt_tokens,
+        shown if usage.completion_tokens is None else usage.completion_tokens,
     )
 
 

@@ -40,8 +40,12 @@ class CallStore(Protocol):
         """Return when the purchase is where `kill -9` cannot take it."""
         ...
 
+    def book(self, key: str, cost: Spending) -> None:
+        """Count what a request for `key` that left no reply cost, or may have. Kept no later than what follows it."""
+        ...
+
     def spent(self) -> Spending:
-        """What had been bought when the store was opened: by earlier processes of the run."""
+        """What had been spent when the store was opened: by earlier processes of the run."""
         ...
 
 
@@ -50,6 +54,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._kept: dict[str, Purchase] = {}
+        self._lost: list[Spending] = []
 
     async def find(self, key: str) -> Purchase | None:
         return self._kept.get(key)
@@ -57,9 +62,12 @@ class MemoryStore:
     async def keep(self, key: str, purchase: Purchase) -> None:
         self._kept[key] = purchase
 
+    def book(self, key: str, cost: Spending) -> None:
+        self._lost.append(cost)
+
     def spent(self) -> Spending:
-        kept = self._kept.values()
-        return Spending(sum(p.tokens_in + p.tokens_out for p in kept), sum(p.dollars for p in kept))
+        costs = [Spending(p.tokens_in + p.tokens_out, p.dollars) for p in self._kept.values()] + self._lost
+        return Spending(sum(cost.tokens for cost in costs), sum(cost.dollars for cost in costs))
 
 
 class ChatRequest(Struct, frozen=True, kw_only=True):

@@ -77,7 +77,7 @@ def read_spans(path: Path) -> list[Span]:
 
 
 def read_calls(path: Path) -> dict[str, tuple[int, float]]:
-    """Tokens and dollars of every reply that a coach bought, by its key."""
+    """Tokens and dollars of every reply that a coach bought, by its key, and of requests that left none."""
     with closing(connect(path)) as connection:
         rows = connection.execute("select key, tokens, dollars from calls").fetchall()
     return {key: (tokens, dollars) for key, tokens, dollars in rows}

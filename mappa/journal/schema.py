@@ -10,7 +10,8 @@
     reviews     one row per step with what the watch over the coach is rebuilt from
     learned     one row per action that was learned from: the advantages of its tokens, and what the learner saw of it
     spans       what happened when, for the timeline
-    calls       one row per reply that a coach bought, by the key of all it depends on
+    calls       one row per reply that a coach bought, by the key of all it depends on; and, without data and by a key
+                of its own, per request that left none and was billed, or may have been
 
 An episode's state is 'running' until it is 'done', 'cut' at its deadline or 'lost' with an error. Rows of actions,
 results and verdicts are written once and never replaced: a second one for the same place is an error.

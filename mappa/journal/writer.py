@@ -143,7 +143,7 @@ class Journal:
         self._put("insert into spans values (?,?,?,?,?,?)", lambda: msgspec.structs.astuple(span))
 
     def add_call(self, key: str, tokens: int, dollars: float, data: bytes) -> None:
-        """What a coach bought, under the key of all that the reply depends on."""
+        """What a coach bought, under the key of all that the reply depends on; without data: what it paid for none."""
         row = (key, tokens, dollars, data, time.time())
         self._put("insert or replace into calls values (?,?,?,?,?)", lambda: row)
 

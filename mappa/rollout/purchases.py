@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 
 import msgspec
 
@@ -14,7 +15,7 @@ _decode = msgspec.msgpack.Decoder(Purchase).decode
 
 
 class JournalStore:
-    """Implements `coach.CallStore` over an open journal, with all that earlier processes of the run have bought."""
+    """Implements `coach.CallStore` over an open journal, with all that earlier processes of the run have spent."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
@@ -33,6 +34,10 @@ class JournalStore:
         self._journal.add_call(key, tokens, purchase.dollars, _encode(purchase))
         await self._journal.written()
         self._kept.add(key)
+
+    def book(self, key: str, cost: Spending) -> None:
+        """A row of its own without data. Raises JournalError if an earlier write has failed."""
+        self._journal.add_call(f"{key}/{uuid.uuid4().hex}", cost.tokens, cost.dollars, b"")
 
     def spent(self) -> Spending:
         return self._spent

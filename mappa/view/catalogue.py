@@ -48,10 +48,11 @@ create table steps (step integer primary key, metrics text, time real);
 create table spans (kind text, step integer, began real, ended real);
 create index spans_by_end on spans (ended, began, kind);
 create index spans_by_step on spans (kind, step, began, ended);
-create table calls (tokens integer, dollars real, time real);
-create index calls_by_time on calls (time, tokens, dollars);
+create table calls (replies integer, tokens integer, dollars real, time real);
+create index calls_by_time on calls (time, replies, tokens, dollars);
 create virtual table words using fts5 (text, content='');
 """
+_CALLS = "select length(data) > 0, tokens, dollars, time from calls where rowid > ?"
 _EPISODE = "select id, step, phase, task, kind, state, outcome ->> '$.success', error, began, ended from episodes"
 _ACTIONS = """
 select a.rowid, a.episode, a.ordinal, e.phase, e.step, e.task, e.kind, a.role, a.turn, a.adapter, a.finish, a.output,
@@ -161,7 +162,7 @@ class Catalogue:
     def _take_steps_and_calls(self, journal: sqlite3.Connection) -> int:
         # A step that was run again after a resume is written anew, with its new time.
         steps = journal.execute("select step, metrics, time from steps where time > ?", (self._steps_time,)).fetchall()
-        calls = journal.execute("select tokens, dollars, time from calls where rowid > ?", (self._calls,)).fetchall()
+        calls = journal.execute(_CALLS, (self._calls,)).fetchall()
         self._put("steps", steps)
         self._fresh |= {row[0] for row in steps}
         self._put("calls", calls)

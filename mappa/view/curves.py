@@ -40,7 +40,7 @@ where a.phase='train' and a.step = ? group by a.role, a.kind, a.task
 """
 _DIGESTS = "select role, kind, task, digest from actions where phase='train' and step = ?"
 _CALLS = """
-select count(*), total(tokens), total(dollars) from calls where
+select coalesce(sum(replies), 0), total(tokens), total(dollars) from calls where
     time > (select coalesce(max(time), 0) from steps where step < :step) and
     time <= (select time from steps where step = :step)
 """
@@ -184,7 +184,7 @@ def _coach(catalogue: Catalogue, step: int) -> Iterator[tuple[Key, Point]]:
         slow = seconds[int(0.95 * (len(seconds) - 1))]
         yield ("coach_seconds", "", ""), Point(step, median(seconds), seconds[0], slow)
     for calls, tokens, dollars in catalogue.rows(_CALLS, {"step": step}):
-        if calls:
+        if tokens:
             yield ("coach_calls", "", ""), Point(step, calls)
             yield ("coach_tokens", "", ""), Point(step, tokens)
             yield ("coach_dollars", "", ""), Point(step, dollars)

@@ -48,12 +48,12 @@ def picture(folder: Path) -> RenderableType:
         steps = _steps(journal)
         states = dict(journal.execute("select state, count(*) from episodes group by state").fetchall())
         (calls, tokens, dollars) = journal.execute(
-            "select count(*), total(tokens), total(dollars) from calls"
+            "select count(*) filter (where length(data) > 0), total(tokens), total(dollars) from calls"
         ).fetchone()
     done = steps[-1].step if steps else 0
     head = [f"{given.name or folder.name}  step {done}/{given.steps}  seed {given.seed}"]
     head.append("  ".join(f"{count} {state}" for state, count in sorted(states.items())) or "no episode yet")
-    if calls:
+    if tokens:
         head.append(f"coach: {calls} replies, {tokens:.0f} tokens, ${dollars:.2f}")
     parts: list[RenderableType] = [Text("\n".join(head))]
     if steps:

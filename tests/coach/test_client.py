@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import logging
 import os
@@ -104,6 +105,7 @@ def test_an_endpoint_that_hangs_is_given_up_and_asked_again(server: Server) -> N
     run = Run(config_for(server, attempt_timeout=0.3, attempts=30, hedge=0.0))
     assert all(isinstance(reply, Purchase) for reply in run([request(n) for n in range(6)]))
     assert run.budget.spent.tokens > 6 * 100, "a request that was given up may have been billed"
+    assert run.store.spent() == run.budget.spent
 
 
 def test_nothing_waits_past_its_deadline(server: Server) -> None:
@@ -275,6 +277,55 @@ def test_a_request_that_is_refused_for_itself(server: Server) -> None:
     assert refusal(config_for(server)).kind == "too-long"
     server.script(body='{"choices": [{"message": {"content": null, "refusal": "I cannot"}}]}')
     assert refusal(config_for(server)) == Refusal("refused", "the model gave no text: I cannot")
+
+
+# --- what it cost -----------------------------------------------------------------------------------------------------
+
+NULL = '{"choices": [{"message": {"content": null}, "finish_reason": "length"}]'
+FINE = '{"choices": [{"message": {"content": "123456"}}]'
+
+
+@pytest.mark.parametrize(
+    ("body", "tokens"),
+    [
+        (NULL + ', "usage": {"prompt_tokens": 1000, "completion_tokens": 700}}', 1700),
+        (NULL + ', "usage": {"prompt_tokens": 1000}}', 1000 + 100),  # a model that thinks until its limit
+        (NULL + "}", 100 + 100),
+        (FINE + ', "usage": {}}', 100 + 2),
+        (FINE + ', "usage": {"prompt_tokens": 70, "completion_tokens": null}}', 70 + 2),
+        (FINE + ', "usage": {"prompt_tokens": 70, "completion_tokens": 0}}', 70),
+        (FINE + ', "usage": null}', 100 + 2),
+    ],
+)
+def test_every_reply_counts_whether_or_not_it_holds_a_text_or_a_bill(server: Server, body: str, tokens: int) -> None:
+    server.script(body=body)
+    run = Run(config_for(server, dollars_in=5.0, dollars_out=5.0))
+    (found,) = run([request()])
+    assert isinstance(found, Purchase) == body.startswith(FINE)
+    assert run.budget.spent == run.store.spent() and run.budget.spent.tokens == tokens
+    assert run.budget.spent.dollars == pytest.approx(5e-6 * tokens)
+    assert server.stats()["counts"]["requests"] == 1, "it was bought again"
+
+
+@pytest.mark.parametrize(
+    ("body", "tokens"),
+    [("<html>hello</html>", 200), ('{"choices": []}', 200), ('{"choices": [], "usage": {"prompt_tokens": 30}}', 130)],
+)
+def test_replies_that_are_none_count_each_time(server: Server, body: str, tokens: int) -> None:
+    server.script(body=body)
+    run = Run(config_for(server, attempts=3))
+    with pytest.raises(CoachError, match="no request of 3 succeeded"):
+        run([request()])
+    assert run.budget.spent.tokens == run.store.spent().tokens == 3 * tokens
+
+
+def test_what_the_endpoint_refuses_costs_nothing(server: Server) -> None:
+    for script in ({"key": "sk-right"}, {"status": 400, "body": "{}"}, {"status": 503, "body": "{}"}):
+        server.script(**script)
+        run = Run(config_for(server, attempts=1))
+        with contextlib.suppress(CoachError):
+            run([request()])
+        assert run.budget.spent == run.store.spent() == Spending()
 
 
 # --- budget ----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,29 @@ def test_a_budget_counts_what_earlier_processes_spent(tmp_path: Path, server: Se
         with Journal(tmp_path / "journal.sqlite") as journal:
             found.append(asyncio.run(work(journal, reading)))
     assert [v.missing for v in found] == [None, "budget", None], "the third is kept, and costs nothing"
+
+
+def test_a_budget_counts_what_earlier_processes_paid_for_no_reply(tmp_path: Path, server: Server) -> None:
+    """A model that thinks until its limit gives no text, and is billed."""
+    chat = ChatConfig(url=server.url, model="m", hedge=0.0, max_tokens=700)
+    config = CoachConfig(kind="llm", budget_tokens=4500, chat=chat)
+    silent = {"choices": [{"message": {"content": None}, "finish_reason": "length"}]}
+    server.script(body=json.dumps({**silent, "usage": {"prompt_tokens": 1300, "completion_tokens": 700}}))
+
+    async def work(journal: Journal, reading: str) -> Verdict:
+        coach = load_coach(config, store=JournalStore(journal))
+        try:
+            return await coach.score(replace(CONTEXT, reading=reading))
+        finally:
+            await coach.close()
+
+    found = []
+    for reading in ("1", "2", "3"):
+        with Journal(tmp_path / "journal.sqlite") as journal:
+            found.append(asyncio.run(work(journal, reading)))
+    assert [v.missing for v in found] == ["refused", "refused", "budget"]
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        assert JournalStore(journal).spent() == Spending(4000)
 
 
 def test_a_rubric_that_is_not_there_is_named() -> None:

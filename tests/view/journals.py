@@ -132,7 +132,7 @@ def _episode(
             journal.add_span(Span(kind, id, role, 0, at, at + lasts))
         fine = success
     if phase == "train" and place % 3 == 0:
-        journal.add_call(f"{id}", 900, 0.001, b"")
+        journal.add_call(f"{id}", 900, 0.001, b"reply")
     journal.end_episode(msgspec.structs.replace(episode, outcome=Outcome(success=fine, metrics={"score": 0.5})))
 
 
