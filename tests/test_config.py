@@ -116,6 +116,13 @@ def test_a_correction_without_the_monitor_is_refused(path: Path) -> None:
             load_config(path, ["coach.monitor=false", switch])
 
 
+def test_an_ensemble_without_members_is_refused(path: Path) -> None:
+    for more in ((), ("coach.rewrite_below=5",)):
+        with pytest.raises(ConfigError, match=r"coach.kind='ensemble' has the rubric for its only member"):
+            load_config(path, ["coach.kind=ensemble", *more])
+    assert load_config(path, ["coach.kind=ensemble", "coach.rewrite_below=5", "coach.member.a.model=m"]).coach.member
+
+
 def test_a_config_survives_a_round_trip_as_data(path: Path) -> None:
     config = load_config(path, ["seed=7"])
     assert config_from(msgspec.to_builtins(config)) == config

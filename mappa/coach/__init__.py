@@ -50,7 +50,8 @@ def load_coach(
 ) -> Coach:
     """The coach that `config` asks for. Replies are bought once per `store`; `episodes` reads the journal of a replay.
 
-    Raises ConfigError if the config cannot be used (no key, no model), CoachError for a rubric that cannot be read.
+    Raises ConfigError if the config cannot be used (no key, no model, no member), CoachError for a rubric that cannot
+    be read.
     """
     kept = store if store is not None else MemoryStore()
     match config.kind:
@@ -59,6 +60,10 @@ def load_coach(
         case "llm":
             return LlmCoach(config.chat, budget=budget_of(config, kept), store=kept, rubrics=config.rubrics)
         case "ensemble":
+            if not config.member:
+                raise ConfigError(
+                    "coach.kind='ensemble' needs members beside the rubric; name them in [coach.member.NAME]"
+                )
             budget = budget_of(config, kept)  # one for all members
             members: list[Coach] = [RubricCoach(config.rubrics)]
             members += [LlmCoach(c, budget=budget, store=kept, rubrics=config.rubrics) for c in config.member.values()]

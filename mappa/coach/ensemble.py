@@ -9,12 +9,12 @@ from statistics import fmean, median
 from mappa.coach.canary import own_score
 from mappa.coach.context import ActionContext, Coach
 from mappa.errors import CoachError
-from mappa.types import Fact, Verdict
+from mappa.types import Fact, Missing, Verdict
 
 
 class EnsembleCoach:
     """Implements `Coach`. Members agree whose scores lie within `agreement` points of the median; the score is their
-    mean, and it is missing where they are less than `quorum` of all members that gave one."""
+    mean, and it is missing where they are less than `quorum` of all members: one that gave no score does not agree."""
 
     def __init__(self, members: Sequence[Coach], *, agreement: float = 2.0, quorum: float = 0.5) -> None:
         if not members:
@@ -41,14 +41,25 @@ class EnsembleCoach:
             )
         middle = median(given)
         agreed = [score for score in given if abs(score - middle) <= self._agreement]
-        share = len(agreed) / len(given)
+        share = len(agreed) / len(verdicts)
         facts |= {"agreement": share, "spread": max(given) - min(given)}
         if share < self._quorum or not agreed:
-            listed = ", ".join(f"{score:g}" for score in sorted(given))
-            reason = f"the members disagree: {listed}"
-            return Verdict(evidence=facts, reason=reason, score=None, coach=self.name, missing="disagreement")
+            return self._too_few(verdicts, len(agreed), given, facts)
         nearest = min((v for v in verdicts if v.score is not None), key=lambda v: abs((v.score or 0) - middle))
         return Verdict(evidence=facts, reason=nearest.reason, score=round(fmean(agreed), 2), coach=self.name)
+
+    def _too_few(
+        self, verdicts: Sequence[Verdict], agreed: int, given: Sequence[float], facts: dict[str, Fact]
+    ) -> Verdict:
+        """No score. Where those that gave one agree, the reason is why the others gave none."""
+        silent = [v for v in verdicts if v.score is None]
+        listed = ", ".join(f"{score:g}" for score in sorted(given))
+        reason = f"the members disagree: {listed}"
+        missing: Missing = "disagreement"
+        if silent and agreed == len(given):
+            reason = f"{len(silent)} of {len(verdicts)} members gave no score; one of them: {silent[0].reason}"
+            missing = silent[0].missing or "unmeasured"
+        return Verdict(evidence=facts, reason=reason, score=None, coach=self.name, missing=missing)
 
     @property
     def members(self) -> tuple[Coach, ...]:

@@ -68,7 +68,7 @@ class CoachConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     agreement: Annotated[
         float, doc("members agree whose scores lie within so many points of their median", ge=0, le=10)
     ] = 2.0
-    quorum: Annotated[float, doc("share of members that must agree, else there is no score", gt=0, le=1)] = 0.5
+    quorum: Annotated[float, doc("share of all members that must agree, else there is no score", gt=0, le=1)] = 0.5
     replay: Annotated[str, doc("journal whose verdicts kind 'replay' gives")] = ""
     monitor: Annotated[
         bool,

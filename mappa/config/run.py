@@ -118,6 +118,11 @@ def _refuse_together(config: Config, where: str) -> None:
         raise ConfigError(
             f"{where}: coach.correct and coach.memory live on what coach.monitor has seen; leave it on, or both off"
         )
+    if config.coach.kind == "ensemble" and not config.coach.member:
+        raise ConfigError(
+            f"{where}: coach.kind='ensemble' has the rubric for its only member; name endpoints in "
+            "[coach.member.NAME], or set coach.kind='rubric'"
+        )
     if config.coach.rewrite_below and config.coach.kind not in ("llm", "ensemble"):
         raise ConfigError(
             f"{where}: coach.rewrite_below needs a coach that writes; coach.kind is {config.coach.kind!r}, set it to "

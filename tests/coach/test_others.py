@@ -60,9 +60,24 @@ def test_too_few_that_agree_give_nothing() -> None:
 
 
 def test_missing_members_are_left_out_and_all_missing_is_missing() -> None:
-    assert together(Fixed(8), Fixed(None, "deadline")).score == 8
+    found = together(Fixed(8), Fixed(None, "deadline"))
+    assert found.score == 8 and found.evidence["agreement"] == 0.5
     found = together(Fixed(None, "deadline"), Fixed(None, "malformed"))
     assert (found.score, found.missing) == (None, "deadline")
+
+
+@pytest.mark.parametrize("quorum", [0.34, 1.0])
+def test_a_quorum_is_of_all_members_and_a_silent_one_does_not_agree(quorum: float) -> None:
+    found = together(Fixed(9), Fixed(None, "unavailable"), Fixed(None, "deadline"), quorum=quorum)
+    assert (found.score, found.missing) == (None, "unavailable")
+    assert found.reason == "2 of 3 members gave no score; one of them: because None"
+    found = together(Fixed(9), Fixed(1), Fixed(None, "deadline"), quorum=quorum)
+    assert (found.score, found.missing) == (None, "disagreement") and "1, 9" in found.reason
+
+
+def test_an_ensemble_of_the_rubric_alone_is_none() -> None:
+    with pytest.raises(ConfigError, match=r"name them in \[coach.member.NAME\]"):
+        load_coach(CoachConfig(kind="ensemble"))
 
 
 def test_a_spent_budget_stops_them_all() -> None:
