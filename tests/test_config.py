@@ -123,6 +123,24 @@ def test_an_ensemble_without_members_is_refused(path: Path) -> None:
     assert load_config(path, ["coach.kind=ensemble", "coach.rewrite_below=5", "coach.member.a.model=m"]).coach.member
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["learn.dtype=float32", "dtype=bfloat16"],
+            r"learn.dtype='float32' is for .* a run's is dtype='bfloat16', set",
+        ),
+        (["learn.seed=77"], r"learn.seed=77 is for .* a run's is seed=0, set that and leave learn.seed out"),
+        (["learn.model=other"], r"learn.model='other' is for .* a run's is model='smollm2-135m-instruct'"),
+        (['learn.roles=["q"]'], r"learn.roles=\['q'\] is for .* set system and adapters"),
+    ],
+)
+def test_what_a_run_says_at_its_top_is_refused_elsewhere(path: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(path, overrides)
+    assert load_config(path, ["learn.seed=7", "seed=7", "learn.dtype=float32", "dtype=float32"]).learn.seed == 7
+
+
 def test_a_config_survives_a_round_trip_as_data(path: Path) -> None:
     config = load_config(path, ["seed=7"])
     assert config_from(msgspec.to_builtins(config)) == config

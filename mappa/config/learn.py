@@ -33,9 +33,9 @@ class LearnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """The update: adapters, optimiser, objective, DeepSpeed."""
 
     model: Annotated[str, doc("base model; the run's own `model` unless the learner is embedded elsewhere")] = ""
-    dtype: Annotated[Literal["auto", "float32", "bfloat16"], doc("of the frozen base; auto: as the run's `dtype`")] = (
-        "auto"
-    )
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"], doc("of the frozen base; the run's own `dtype` unless embedded")
+    ] = "auto"
     roles: Annotated[tuple[str, ...], doc("roles, each with an adapter of its own; the system's, unless embedded")] = ()
     seed: Annotated[int, doc("seed of the adapters' initial weights; the run's own unless embedded", ge=0)] = 0
     start: Annotated[

@@ -86,6 +86,7 @@ def config_from(raw: dict[str, Any], *, where: str = "config") -> Config:
     """Check plain data against `Config`. Raises ConfigError that names the wrong key and the nearest right one."""
     config = checked(raw, Config, where=where)
     _refuse_name(config.name, where)
+    _refuse_own(config, where)
     _refuse_together(config, where)
     return config
 
@@ -104,6 +105,27 @@ def _refuse_name(name: str, where: str) -> None:
         raise ConfigError(
             f"{where}: name={name!r} cannot name a folder of its own; use at most {LONGEST_NAME} printable bytes, "
             "without a slash and with no dot at the beginning; runs=FOLDER says where run folders lie"
+        )
+
+
+def _refuse_own(config: Config, where: str) -> None:
+    """Raises ConfigError for what the learner has a key for when it is embedded elsewhere and a run says at its top."""
+    learn = config.learn
+    given = {
+        "model": learn.model not in ("", config.model),
+        "dtype": learn.dtype not in ("auto", config.dtype),
+        "seed": learn.seed not in (0, config.seed),
+    }
+    for key, other in given.items():
+        if other:
+            raise ConfigError(
+                f"{where}: learn.{key}={getattr(learn, key)!r} is for a learner that is embedded elsewhere; a run's is "
+                f"{key}={getattr(config, key)!r}, set that and leave learn.{key} out"
+            )
+    if learn.roles:
+        raise ConfigError(
+            f"{where}: learn.roles={list(learn.roles)} is for a learner that is embedded elsewhere; a run's roles are "
+            "those of its system, set system and adapters and leave learn.roles out"
         )
 
 
