@@ -16,7 +16,8 @@ from mappa.types import Sample
 
 
 class RoleReport(Struct, frozen=True, kw_only=True):
-    """One role's part of an update; means are over its action tokens of all ranks."""
+    """One role's part of an update; means are over its action tokens of all ranks, None where there was none: it is
+    frozen, did not act, or was masked."""
 
     samples: int
     masked: int
@@ -26,15 +27,17 @@ class RoleReport(Struct, frozen=True, kw_only=True):
     """Its part of the loss: summed over its action tokens, over the action tokens of all roles."""
     reward: float
     """Mean over its scored actions, 0 to 1; NaN where advantages were given instead."""
-    kl: float
+    kl: float | None
     """Mean of log pi - log pi_ref: how far it has moved from the base; 0 where beta is 0."""
-    sampler_kl: float
-    """Mean KL estimate between the sampler's and the learner's policy, before the update."""
-    ratio: float
-    clip_fraction: float
-    entropy: float
-    advantage_mean: float
-    advantage_std: float
+    sampler_kl: float | None
+    """Mean KL estimate between the sampler's and the learner's policy, before the update. This and the next three are
+    over tokens of actions that have an advantage other than 0: the others are not computed."""
+    ratio: float | None
+    clip_fraction: float | None
+    entropy: float | None
+    advantage_mean: float | None
+    advantage_std: float | None
+    """Of the advantages as they enter the loss: near 1 where they are normalised."""
     grad_norm: float
     """Before clipping; 0 where the role had no token."""
     lr: float
@@ -137,21 +140,21 @@ class Tally:
         whole = max(float(sums[:, self._COLUMNS.index("tokens")].sum()), 1.0)
         for role, row in zip(self.roles, sums.tolist(), strict=True):
             of = dict(zip(self._COLUMNS, row, strict=True))
-            seen, known = max(of["tokens"], 1.0), max(of["of"], 1.0)
-            mean = of["advantage"] / known
+            mean = _mean(of["advantage"], of["of"])
+            square = _mean(of["squared"], of["of"])
             result[role] = RoleReport(
                 samples=int(of["samples"]),
                 masked=int(of["samples"] - of["kept"]),
                 tokens=int(of["of"]),
                 loss=of["loss"] / whole,
                 reward=of["reward"] / of["scored"] if of["scored"] else math.nan,
-                ratio=of["ratio"] / seen,
-                clip_fraction=of["clip_fraction"] / seen,
-                sampler_kl=of["kl"] / seen,
-                entropy=of["entropy"] / seen,
-                kl=of["to_base"] / known,
+                ratio=_mean(of["ratio"], of["tokens"]),
+                clip_fraction=_mean(of["clip_fraction"], of["tokens"]),
+                sampler_kl=_mean(of["kl"], of["tokens"]),
+                entropy=_mean(of["entropy"], of["tokens"]),
+                kl=_mean(of["to_base"], of["of"]),
                 advantage_mean=mean,
-                advantage_std=max(of["squared"] / known - mean * mean, 0.0) ** 0.5,
+                advantage_std=None if mean is None or square is None else max(square - mean * mean, 0.0) ** 0.5,
                 grad_norm=norms.get(role, 0.0),
                 lr=rates[role],
             )
@@ -180,3 +183,7 @@ class Tally:
 
     def _column(self, name: str) -> torch.Tensor:
         return self._sums[:, self._COLUMNS.index(name)]
+
+
+def _mean(total: float, count: float) -> float | None:
+    return total / count if count else None

@@ -42,7 +42,8 @@ class RoleMetrics(Struct, frozen=True, kw_only=True):
     ratio: float | None = None
     """Mean of the learner's probability over the sampler's, per token; 1 before any update."""
     advantage_std: float | None = None
-    """Standard deviation of the advantages before normalisation."""
+    """Standard deviation of the advantages of its action tokens as they entered the loss: near 1 where `learn.whiten`
+    normalises them."""
     loss: float | None = None
     grad_norm: float | None = None
     """Before clipping."""

@@ -21,13 +21,18 @@ def step_metrics(
 ) -> StepMetrics:
     """What a step came to. Lost episodes are counted and left out of every mean."""
     kept = [episode for episode in episodes if episode.error is None]
+    to_base = any(sample.kl is not None for sample in report.samples)  # not where beta is 0: nobody looked at the base
     return StepMetrics(
         step=report.step,
         episodes=len(episodes),
         lost=len(episodes) - len(kept),
         success=_mean(episode.outcome is not None and episode.outcome.success for episode in kept),
         roles={
-            role: _role([action for episode in kept for action in episode.actions if _adapter(action) == role], learned)
+            role: _role(
+                [action for episode in kept for action in episode.actions if _adapter(action) == role],
+                learned,
+                to_base=to_base,
+            )
             for role, learned in report.roles.items()
         },
         tokens_generated=tokens_generated,
@@ -43,7 +48,7 @@ def step_metrics(
     )
 
 
-def _role(actions: Sequence[Action], learned: RoleReport) -> RoleMetrics:
+def _role(actions: Sequence[Action], learned: RoleReport, *, to_base: bool) -> RoleMetrics:
     scores = [action.verdict.score for action in actions if action.verdict is not None]
     return RoleMetrics(
         actions=len(actions),
@@ -55,12 +60,12 @@ def _role(actions: Sequence[Action], learned: RoleReport) -> RoleMetrics:
         truncated=_mean(action.finish_reason == "length" for action in actions),
         entropy=learned.entropy,
         logprob=_mean(value for action in actions for value in action.logprobs),
-        kl=learned.kl,
+        kl=learned.kl if to_base else None,
         clip_fraction=learned.clip_fraction,
         ratio=learned.ratio,
         advantage_std=learned.advantage_std,
-        loss=learned.loss,
-        grad_norm=learned.grad_norm,
+        loss=learned.loss if learned.tokens else None,
+        grad_norm=learned.grad_norm if learned.tokens else None,
         lr=learned.lr,
     )
 
