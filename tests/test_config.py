@@ -153,6 +153,12 @@ def test_describe_documents_every_key() -> None:
     assert len(keys) == len(set(keys)) > 40
     assert {"name", "steps", "learn.lr", "sandbox.timeout", "rollout.repair_upstream"} <= set(keys)
     assert all(text.strip() for text in lines[1::2])
+    assert "  sampler.sglang.environment (dict, default {})" in lines
+    assert {key for key, line in zip(keys, lines[::2], strict=True) if "required)" in line} == {
+        "name",
+        "outside.NAME.url",
+        "outside.NAME.model",
+    }
 
 
 def test_cache_home_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

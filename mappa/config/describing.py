@@ -30,7 +30,8 @@ def _fields(struct: type[Struct], prefix: str) -> Iterator[tuple[str, str, Any, 
             yield from _fields(inner, f"{prefix}{field.name}.{'NAME.' if by_name else ''}")
         else:
             shown = _readable_type(kind)
-            yield f"{prefix}{field.name}", shown, field.default, meta.description
+            made = field.default_factory is not msgspec.NODEFAULT
+            yield f"{prefix}{field.name}", shown, field.default_factory() if made else field.default, meta.description
 
 
 def _readable_type(kind: Any) -> str:
