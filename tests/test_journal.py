@@ -8,14 +8,25 @@ import sqlite3
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
+from mappa.cli import main
 from mappa.config import Config
 from mappa.errors import JournalError
-from mappa.journal import Journal, Observation, read_config, read_episodes
+from mappa.journal import (
+    Journal,
+    Observation,
+    read_action,
+    read_calls,
+    read_config,
+    read_episodes,
+    read_reviews,
+    read_spans,
+)
 from mappa.journal.codec import pack_ids, pack_logprobs, unpack_ids, unpack_logprobs
 from mappa.types import Action, Episode, Evidence, ExecutionResult, Outcome, Verdict
 
@@ -154,6 +165,76 @@ def test_a_journal_of_another_schema_is_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(JournalError, match="schema 99"):
         Journal(path)
+
+
+def damage(path: Path, tables: str) -> None:
+    """Overwrite the first pages of some tables: the header, and what says whose journal it is, stay as they were."""
+    connection = sqlite3.connect(path)
+    (size,) = connection.execute("pragma page_size").fetchone()
+    pages = connection.execute(f"select rootpage from sqlite_master where tbl_name in ({tables})").fetchall()
+    connection.close()
+    with path.open("r+b") as file:
+        for (page,) in pages:
+            file.seek((page - 1) * size)
+            file.write(b"\xa5" * size)
+
+
+@pytest.mark.parametrize(
+    ("tables", "read"),
+    [
+        ("'episodes'", lambda path: list(read_episodes(path))),
+        ("'actions'", lambda path: list(read_episodes(path))),
+        ("'actions'", lambda path: read_action(path, "1-Boston-0", 0)),
+        ("'spans'", read_spans),
+        ("'calls'", read_calls),
+        ("'reviews'", read_reviews),
+    ],
+)
+def test_damage_behind_the_header_is_a_typed_error(tmp_path: Path, tables: str, read: Callable[[Path], object]) -> None:
+    path = tmp_path / "journal.sqlite"
+    with Journal(path) as journal:
+        fill(journal, "1-Boston-0", 1)
+    read(path)
+    damage(path, tables)
+    with pytest.raises(JournalError, match=r"cannot be read as a journal: .*; if it is damaged, move it away and run"):
+        read(path)
+
+
+def test_damage_is_a_typed_error_where_a_run_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    with Journal(path) as journal:
+        fill(journal, "1-Boston-0", 1)
+    damage(path, "'actions'")
+    with Journal(path) as journal, pytest.raises(JournalError, match="cannot be read as a journal"):
+        journal.recall("train", 1)
+
+
+@pytest.mark.parametrize(("table", "column"), [("actions", "output"), ("actions", "logprobs"), ("verdicts", "data")])
+def test_a_damaged_record_names_its_episode(tmp_path: Path, table: str, column: str) -> None:
+    path = tmp_path / "journal.sqlite"
+    with Journal(path) as journal:
+        fill(journal, "1-Boston-0", 1)
+    for damaged in (b"", b"\xc1\x00\x00"):
+        with sqlite3.connect(path) as connection:
+            connection.execute(f"update {table} set {column}=?", (damaged,))
+        connection.close()
+        with pytest.raises(JournalError, match="record of episode 1-Boston-0 is damaged"):
+            list(read_episodes(path))
+
+
+@pytest.mark.parametrize("command", [("trace", "-o"), ("report", "-o"), ("replay", "--out"), ("top", "--once")])
+def test_a_command_says_in_one_line_that_a_journal_is_damaged(
+    tmp_path: Path, command: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "journal.sqlite"
+    with Journal(path, Config(name="a")) as journal:
+        fill(journal, "1-Boston-0", 1)
+    damage(path, "'episodes', 'spans', 'calls'")
+    name, option = command
+    out = [str(tmp_path / "out")] if option != "--once" else []
+    assert main([name, str(tmp_path), option, *out]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("mappa: ") and "cannot be read as a journal" in told and len(told.splitlines()) == 1
 
 
 def test_a_file_that_is_no_journal_is_refused(tmp_path: Path) -> None:

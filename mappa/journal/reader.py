@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ def read_episodes(path: Path, phase: str = "train", *, step: int | None = None) 
 
 def read_records(path: Path, phase: str, *, step: int | None = None) -> Iterator[Record]:
     """All episodes of one phase, or of one step of it, in the order they began, unfinished ones as far as they got."""
-    with closing(connect(path)) as connection:
+    with connect(path) as connection:
         rows = connection.execute(
             f"{_EPISODES}{'' if step is None else ' and step=?'} order by rowid",
             (phase,) if step is None else (phase, step),
@@ -54,7 +53,7 @@ def read_records(path: Path, phase: str, *, step: int | None = None) -> Iterator
 
 def read_record(path: Path, id: str) -> tuple[str, Record]:
     """One episode as far as it was journaled, and its phase. Raises KeyError where there is none."""
-    with closing(connect(path)) as connection:
+    with connect(path) as connection:
         row = connection.execute(f"select phase, {_COLUMNS} from episodes where id=?", (id,)).fetchone()
         if row is None:
             raise KeyError(id)
@@ -71,21 +70,21 @@ def read_action(path: Path, episode: str, ordinal: int) -> Action:
 
 def read_spans(path: Path) -> list[Span]:
     """The run's timeline, in no particular order."""
-    with closing(connect(path)) as connection:
+    with connect(path) as connection:
         rows = connection.execute("select kind, episode, role, turn, began, ended from spans").fetchall()
     return [Span(*row) for row in rows]
 
 
 def read_calls(path: Path) -> dict[str, tuple[int, float]]:
     """Tokens and dollars of every reply that a coach bought, by its key, and of requests that left none."""
-    with closing(connect(path)) as connection:
+    with connect(path) as connection:
         rows = connection.execute("select key, tokens, dollars from calls").fetchall()
     return {key: (tokens, dollars) for key, tokens, dollars in rows}
 
 
 def read_reviews(path: Path) -> dict[int, bytes]:
     """What the watch over the coach kept, by step, in order."""
-    with closing(connect(path)) as connection:
+    with connect(path) as connection:
         if not has_table(connection, "reviews"):
             return {}  # a run of before there was a watch
         return dict(connection.execute("select step, data from reviews order by step").fetchall())
@@ -93,7 +92,7 @@ def read_reviews(path: Path) -> dict[int, bytes]:
 
 def read_advantages(path: Path, source: str) -> tuple[float, ...] | None:
     """Of each token of an action, EPISODE/ROLE/TURN, as the learner had them; None where it did not learn from it."""
-    with closing(connect(path)) as connection:
+    with connect(path) as connection:
         if not has_table(connection, "learned"):
             return None
         found = connection.execute("select advantages from learned where source=?", (source,)).fetchone()
@@ -102,7 +101,7 @@ def read_advantages(path: Path, source: str) -> tuple[float, ...] | None:
 
 def read_call(path: Path, key: str) -> bytes:
     """One of them. Raises KeyError where there is none."""
-    with closing(connect(path)) as connection:
+    with connect(path) as connection:
         found = connection.execute("select data from calls where key=?", (key,)).fetchone()
     if found is None:
         raise KeyError(key)
@@ -112,7 +111,7 @@ def read_call(path: Path, key: str) -> bytes:
 
 def read_config(path: Path) -> Config:
     """The config of the run that a journal belongs to. Raises JournalError if it keeps none."""
-    with closing(connect(path)) as connection:
+    with connect(path) as connection:
         found = connection.execute("select value from meta where key='config'").fetchone()
     if found is None or not found[0]:
         raise JournalError(f"{path} belongs to no training run: it keeps no config")
@@ -121,7 +120,7 @@ def read_config(path: Path) -> Config:
 
 def _record(connection: sqlite3.Connection, row: Sequence[Any]) -> Record:
     id, task, kind, seed, step, outcome, error, state = row
-    entries = {found[0]: _entry(found[1:]) for found in connection.execute(_ENTRIES, (id,))}
+    entries = {found[0]: _entry(id, found[1:]) for found in connection.execute(_ENTRIES, (id,))}
     episode = Episode(
         id=id,
         task=task,
@@ -136,7 +135,16 @@ def _record(connection: sqlite3.Connection, row: Sequence[Any]) -> Record:
     return Record(episode=episode, state=state, entries=entries)
 
 
-def _entry(row: Sequence[Any]) -> Entry:
+def _entry(episode: str, row: Sequence[Any]) -> Entry:
+    try:
+        return _unpacked(row)
+    except (msgspec.DecodeError, ValueError, IndexError) as error:
+        raise JournalError(
+            f"the journal's record of episode {episode} is damaged: {error}; move the journal away and run with --fresh"
+        ) from error
+
+
+def _unpacked(row: Sequence[Any]) -> Entry:
     role, turn, adapter, finish, repaired, prompt, output, logprobs, text, observed, verdict = row
     observation = None if observed is None else decode_observation(observed)
     action = Action(

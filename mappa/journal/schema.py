@@ -20,6 +20,8 @@ results and verdicts are written once and never replaced: a second one for the s
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -79,16 +81,20 @@ def open_journal(path: Path, config: Config | None) -> sqlite3.Connection:
     return connection
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """A connection that only reads. Raises JournalError if there is no journal of this schema."""
+@contextmanager
+def connect(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that only reads, and is closed at the end. Raises JournalError if there is no journal of this
+    schema, and for damage that is met while it is read."""
     if not path.is_file():
         raise JournalError(f"no journal at {path}; give the folder of a run")
     try:
-        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-        check(connection, path, None)
-    except sqlite3.Error as error:
-        raise JournalError(f"{path} cannot be read as a journal: {error}") from error
-    return connection
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+            check(connection, path, None)
+            yield connection
+    except (sqlite3.Error, msgspec.DecodeError) as error:
+        raise JournalError(
+            f"{path} cannot be read as a journal: {error}; if it is damaged, move it away and run with --fresh"
+        ) from error
 
 
 def has_table(connection: sqlite3.Connection, name: str) -> bool:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +74,7 @@ class Catalogue:
         """Grows whenever a refresh found something new."""
         self.touched: dict[int, int] = {}
         """Step -> what `changes` was when something of it was last read."""
-        with closing(connect(path)) as journal:
+        with connect(path) as journal:
             self._actions = _Window(journal, "actions")
             self._spans = _Window(journal, "spans")
             self._learned = _Window(journal, "learned") if has_table(journal, "learned") else None
@@ -106,7 +105,7 @@ class Catalogue:
 
     def refresh(self) -> bool:
         """Take what the journal has anew, and a batch of what it had. True while there is more to take."""
-        with closing(connect(self.path)) as journal, self._lock, self._memory:
+        with connect(self.path) as journal, self._lock, self._memory:
             journal.execute("begin")  # one state of the journal throughout
             self._fresh: set[int] = set()
             found = self._take_episodes(journal)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -70,7 +69,7 @@ class Overview(Struct, frozen=True, kw_only=True):
 
 def settings(journal: Path) -> Settings:
     """Raises JournalError where the config that a journal keeps is none."""
-    with closing(connect(journal)) as connection:
+    with connect(journal) as connection:
         found = connection.execute("select value from meta where key='config'").fetchone()
     try:
         return msgspec.json.decode(found[0], type=Settings) if found and found[0] else Settings()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -44,7 +43,7 @@ def picture(folder: Path) -> RenderableType:
     """The run as it is now."""
     path = folder / "journal.sqlite"
     given = settings(path)
-    with closing(connect(path)) as journal:
+    with connect(path) as journal:
         steps = _steps(journal)
         states = dict(journal.execute("select state, count(*) from episodes group by state").fetchall())
         (calls, tokens, dollars) = journal.execute(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from statistics import fmean
 
@@ -84,7 +83,7 @@ def test_curves_are_the_means_of_what_was_journaled(catalogue: Catalogue, run: P
         assert share == len({a.output_ids for a in actions}) / len(actions)
         assert low is not None and high is not None and low <= share <= high
     assert point("tokens") == [81, 81, 81]
-    with closing(connect(run / "journal.sqlite")) as journal:
+    with connect(run / "journal.sqlite") as journal:
         rows = journal.execute(
             "select kl, entropy from learned where step=3 and source like '%/modeler/0' and kl is not null"
         ).fetchall()
