@@ -27,7 +27,7 @@ from mappa.coach.rubric import ceiling, is_victim
 from mappa.coach.rubrics import Rubric, load_rubric
 from mappa.coach.store import CallStore, ChatRequest
 from mappa.config import ChatConfig
-from mappa.errors import CoachError
+from mappa.errors import CoachError, ConfigError
 from mappa.types import Fact, Message, Verdict
 
 QUOTED = 300
@@ -43,7 +43,8 @@ class Failed(Struct, frozen=True):
 
 
 class LlmCoach:
-    """Implements `Coach` with the model behind `config`. Raises ConfigError if that cannot be used."""
+    """Implements `Coach` with the model behind `config`. Raises ConfigError if that cannot be used, or if there is no
+    rubric to tell it what is asked of a role."""
 
     def __init__(
         self,
@@ -53,6 +54,8 @@ class LlmCoach:
         store: CallStore,
         rubrics: Sequence[str] = ("data-science", "maths"),
     ) -> None:
+        if not rubrics:
+            raise ConfigError("coach.rubrics is empty; name at least one, such as data-science or maths")
         self._config, self._budget = config, budget
         self._rubrics = tuple(load_rubric(name) for name in rubrics)
         self._template, self._writing = load_template("score"), load_template("rewrite")

@@ -59,7 +59,10 @@ class CoachConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ] = "rubric"
     rubrics: Annotated[
         tuple[str, ...],
-        doc("rubrics by name (data-science, dsbench, maths) or by path; the first that knows a role is used"),
+        doc(
+            "rubrics by name (data-science, dsbench, maths) or by path; the first that knows a role is used",
+            min_length=1,
+        ),
     ] = ("data-science", "maths")
     chat: Annotated[ChatConfig, doc("the endpoint of kind 'llm'")] = ChatConfig()
     member: Annotated[

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Struct
 
-from mappa.config.described import doc
+from mappa.config.described import LARGEST_SEED, doc
 
 
 class TasksConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -22,7 +22,7 @@ class TasksConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     heldout: Annotated[str, doc("a source of its own for the held-out tasks; empty: the source's held-out part")] = ""
     heldout_tasks: Annotated[int, doc("tasks set aside for measuring where the source has no held-out part", ge=1)] = 8
     train_tasks: Annotated[int, doc("training tasks drawn from the source, kinds in proportion; 0 = all", ge=0)] = 0
-    seed: Annotated[int, doc("decides what is set aside and drawn; the run's seed does not", ge=0)] = 0
+    seed: Annotated[int, doc("decides what is set aside and drawn; the run's seed does not", ge=0, le=LARGEST_SEED)] = 0
 
 
 class SandboxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

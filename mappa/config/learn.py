@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from mappa.config.described import doc
+from mappa.config.described import LARGEST_SEED, doc
 
 RewardKind = Literal["process", "outcome", "team", "shuffled"]
 
@@ -16,6 +16,7 @@ GroupBy = Literal["role", "role-turn", "role-kind", "role-task", "role-task-turn
 
 
 _Share = Annotated[float, Meta(ge=0, le=1)]
+_Beta = Annotated[float, Meta(ge=0, lt=1)]
 
 
 class RoleLearnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -37,7 +38,9 @@ class LearnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         Literal["auto", "float32", "bfloat16"], doc("of the frozen base; the run's own `dtype` unless embedded")
     ] = "auto"
     roles: Annotated[tuple[str, ...], doc("roles, each with an adapter of its own; the system's, unless embedded")] = ()
-    seed: Annotated[int, doc("seed of the adapters' initial weights; the run's own unless embedded", ge=0)] = 0
+    seed: Annotated[
+        int, doc("seed of the adapters' initial weights; the run's own unless embedded", ge=0, le=LARGEST_SEED)
+    ] = 0
     start: Annotated[
         str, doc("folder of adapters to start from, such as runs/OTHER/adapters; those it does not hold start anew")
     ] = ""
@@ -61,7 +64,7 @@ class LearnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ] = "cosine"
     lr_final: Annotated[float, doc("learning rate at the last step, as a share of the peak", ge=0, le=1)] = 0.1
     warmup: Annotated[int, doc("steps of linear warm-up", ge=0)] = 0
-    betas: Annotated[tuple[float, float], doc("AdamW betas")] = (0.9, 0.95)
+    betas: Annotated[tuple[_Beta, _Beta], doc("AdamW betas, from 0 to below 1")] = (0.9, 0.95)
     eps: Annotated[
         float,
         doc(

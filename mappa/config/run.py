@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from mappa.config.coach import CoachConfig
-from mappa.config.described import doc
+from mappa.config.described import LARGEST_SEED, doc
 from mappa.config.episodes import EvaluateConfig, RolloutConfig, SandboxConfig, TasksConfig
 from mappa.config.learn import LearnConfig
 from mappa.config.reading import apply, checked
@@ -50,7 +50,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         doc("'per-role': as the system's roles say, each its own unless they name one; 'shared': one for all of them"),
     ] = "per-role"
     runs: Annotated[str, doc("folder that holds the run folders")] = "runs"
-    seed: Annotated[int, doc("everything random derives from it", ge=0)] = 0
+    seed: Annotated[int, doc("everything random derives from it", ge=0, le=LARGEST_SEED)] = 0
     steps: Annotated[int, doc("updates", ge=1)] = 10
     save_every: Annotated[int, doc("steps between checkpoints", ge=1)] = 1
     keep: Annotated[int, doc("checkpoints kept", ge=1)] = 2

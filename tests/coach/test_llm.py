@@ -19,7 +19,7 @@ from mappa.coach.credit import retrospect
 from mappa.coach.reply import Judgement, Unreadable, balanced_objects, read_judgement
 from mappa.coach.rubrics import load_rubric
 from mappa.config import ChatConfig
-from mappa.errors import CoachError
+from mappa.errors import CoachError, ConfigError
 from mappa.types import Verdict
 
 from .scenarios import MODELER, SCENARIOS, TABULAR, Scenario, contexts
@@ -186,6 +186,11 @@ def test_a_long_context_loses_what_was_seen_first_and_its_facts_never(server: Se
     prompt = server.stats()["prompts"][-1]
     assert len(prompt) < 4096 * 3 and "bytes left out" in prompt and "must produce" in prompt
     assert judged(server, long, window=2048, max_tokens=1500)[0].missing == "too-long"
+
+
+def test_a_coach_without_a_rubric_is_refused(server: Server) -> None:
+    with pytest.raises(ConfigError, match="coach.rubrics is empty; name at least one"):
+        judged(server, GOOD, rubrics=())
 
 
 def test_a_rubric_with_a_missing_field_says_which(tmp_path: Any) -> None:
