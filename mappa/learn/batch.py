@@ -69,7 +69,7 @@ def _advantages(samples: Sequence[Sample], kl: Sequence[torch.Tensor], config: L
     lengths = [end - start for sample in samples for start, end in sample.spans]
     sizes = [action_tokens(sample) for sample in samples]
     if kinds[0]:
-        values = torch.tensor([a for sample in given for a in sample.advantages or ()])
+        values = torch.tensor([a for sample in given for a in sample.advantages or ()], dtype=torch.float32)
         advantage = torch.nan_to_num(values.repeat_interleave(torch.tensor(lengths, dtype=torch.int64)), nan=0.0)
         return list(advantage.split(sizes))
     names = ranks.union([(sample.role, sample.group) for sample in samples])
@@ -156,7 +156,9 @@ def loss_batch(item: Prepared, parts: Sequence[Part], config: LearnConfig) -> Lo
     lengths = [end - start for part in mine for start, end in part.sample.spans]
     old = [part.old for part in mine if part.old is not None]
     return LossBatch(
-        behaviour=torch.tensor([value for part in mine for value in part.sample.logprobs], device=device),
+        behaviour=torch.tensor(
+            [value for part in mine for value in part.sample.logprobs], dtype=torch.float32, device=device
+        ),
         advantage=torch.cat([part.advantage for part in mine]).to(device),
         kl=torch.cat([part.kl for part in mine]).to(device),
         entropy=torch.empty(0, device=device),

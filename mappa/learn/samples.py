@@ -49,6 +49,8 @@ def _fault(sample: Sample, roles: Sequence[str], vocabulary: int) -> str | None:
     if len(given) != len(sample.spans):
         name = "rewards" if sample.advantages is None else "advantages"
         return f"{len(given)} {name} for {len(sample.spans)} spans"
+    if sample.advantages is not None and sample.rewards and len(sample.rewards) != len(sample.spans):
+        return f"{len(sample.rewards)} rewards for {len(sample.spans)} spans; its advantages replace them, give none"
     if any(math.isinf(value) for value in given):
         return "a reward or advantage of it is infinite; a missing one is NaN"
     return None

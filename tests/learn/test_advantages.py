@@ -14,9 +14,13 @@ import torch.distributed as dist
 import torch.multiprocessing
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from mappa.config import LearnConfig
+from mappa.errors import LearnError
+from mappa.learn import Learner
 from mappa.learn.batch import advantages_of
+from mappa.learn.samples import check_samples
 from mappa.types import Sample
 
 SCORES = (1.0, 0.0, 0.5, 0.5)
@@ -44,6 +48,23 @@ def test_reinforce_plus_plus_normalises_over_tokens() -> None:
     mean = (1 * 1 + 0 * 3 + 0.5 * 4) / 8
     std = math.sqrt((1 * (1 - mean) ** 2 + 3 * mean**2 + 4 * (0.5 - mean) ** 2) / 8)
     assert firsts(BATCH) == pytest.approx([(score - mean) / std for score in SCORES], abs=1e-6)
+
+
+def test_whole_numbers_are_advantages_and_logprobs_like_any(tiny_model: Path) -> None:
+    whole = [replace(one, rewards=(), advantages=(1,), logprobs=(-1,) * len(one.logprobs)) for one in BATCH]
+    floats = [replace(one, rewards=(), advantages=(1.0,)) for one in BATCH]
+    found = [advantages_of(batch, [torch.empty(0)] * 4, LearnConfig(roles=("r",))) for batch in (whole, floats)]
+    assert all(torch.equal(one, other) and one.dtype == torch.float32 for one, other in zip(*found, strict=True))
+    learners = [Learner(LearnConfig(model=str(tiny_model), dtype="float32", roles=("r",), rank=4)) for _ in found]
+    reports = [learner.step(batch) for learner, batch in zip(learners, (whole, floats), strict=True)]
+    assert reports[0].roles == reports[1].roles
+
+
+def test_rewards_beside_advantages_are_one_per_span_or_none() -> None:
+    two = replace(BATCH[1], spans=((1, 2), (2, 4)), rewards=(0.5,), advantages=(1.0, 0.0), source="s")
+    with pytest.raises(LearnError, match="sample s: 1 rewards for 2 spans; its advantages replace them, give none"):
+        check_samples([two], ("r",), 100)
+    check_samples([replace(two, rewards=()), replace(two, rewards=(0.5, 0.5))], ("r",), 100)
 
 
 def test_its_kl_is_in_the_return_of_every_token_before_it() -> None:
