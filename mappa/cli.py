@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from mappa import __version__
-from mappa.errors import MappaError
+from mappa.errors import ConfigError, MappaError
 from mappa.serve import program
 
 
@@ -100,9 +101,19 @@ def _trace(options: argparse.Namespace) -> int:
     from mappa.observe.timeline import chrome_trace
 
     spans = read_spans(options.folder / "journal.sqlite")
-    options.out.write_bytes(chrome_trace(spans))
+    with _writing(options.out):
+        options.out.write_bytes(chrome_trace(spans))
     print(f"{len(spans)} spans are in {options.out}")
     return 0
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """ConfigError where what a command makes cannot be put there."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {error}; name another file with -o") from error
 
 
 def _view(options: argparse.Namespace) -> int:
@@ -116,7 +127,8 @@ def _view(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from mappa.view.report import write_report
 
-    print(f"the report is {write_report(options.folder, options.out)}")
+    with _writing(options.out or options.folder):
+        print(f"the report is {write_report(options.folder, options.out)}")
     return 0
 
 

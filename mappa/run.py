@@ -12,10 +12,12 @@ runs/NAME/
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -50,17 +52,15 @@ class Run:
     def open(cls, config: Config, *, fresh: bool) -> Run:
         """Open the run's folder to begin or to go on; `fresh`: delete first what a run left in it.
 
-        Raises ConfigError if it belongs to another config, another process is at work in it, or it is to be deleted and
-        is no run's; DiskError if there is no room to work in.
+        Raises ConfigError if it cannot be a folder, it belongs to another config, another process is at work in it, or
+        it is to be deleted and is no run's; DiskError if there is no room to work in.
         """
         folder = Path(config.runs) / config.name
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = _lock(folder.with_name(f".{folder.name}.lock"), folder)
-        try:
+        with ExitStack() as stack, _usable(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(_lock(folder.with_name(f".{folder.name}.lock"), folder))
             _take(folder, config, fresh=fresh)
-        except BaseException:
-            lock.close()
-            raise
+            stack.pop_all()
         return cls(folder, config, lock)
 
     def checkpoint(self, step: int) -> Path:
@@ -90,6 +90,17 @@ def tasks_of_step(tasks: Sequence[Task], step: int, count: int, seed: int) -> li
         random.Random(f"{seed}/{position // len(tasks)}").shuffle(order)
         chosen.append(tasks[order[position % len(tasks)]])
     return chosen
+
+
+@contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    """ConfigError where the file system says that there is no such folder to be had, DiskError where it is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskError(f"no space is left for {folder}; free some or set runs=FOLDER elsewhere") from error
+        raise ConfigError(f"{folder} cannot be a run's folder: {error}; set runs=FOLDER or name=OTHER") from error
 
 
 def _lock(path: Path, folder: Path) -> IO[str]:

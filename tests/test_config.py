@@ -100,8 +100,15 @@ def test_wrong_files_are_named(tmp_path: Path, text: str, message: str) -> None:
 def test_a_missing_file_or_a_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no config file at"):
         load_config(tmp_path / "absent.toml")
-    with pytest.raises(ConfigError, match="is not a TOML file"):
+    (tmp_path / "bytes.toml").write_bytes(b'name = "\xff"')
+    for below in (tmp_path / "bytes.toml" / "run.toml", Path("/dev/null/run.toml")):
+        with pytest.raises(ConfigError, match="no config file at"):
+            load_config(below)
+    with pytest.raises(ConfigError, match="cannot be read: .*Is a directory"):
         load_config(tmp_path)
+    for odd in (tmp_path / "bytes.toml", "a\0b"):
+        with pytest.raises(ConfigError, match="is not a TOML file"):
+            load_config(odd)
 
 
 def test_differences_name_every_changed_value(path: Path) -> None:

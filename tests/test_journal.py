@@ -237,6 +237,15 @@ def test_a_command_says_in_one_line_that_a_journal_is_damaged(
     assert told.startswith("mappa: ") and "cannot be read as a journal" in told and len(told.splitlines()) == 1
 
 
+@pytest.mark.parametrize("command", ["trace", "report"])
+def test_a_command_says_where_it_cannot_write(tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with Journal(tmp_path / "journal.sqlite", Config(name="a")) as journal:
+        fill(journal, "1-Boston-0", 1)
+    out = tmp_path / "journal.sqlite" / "x"
+    assert main([command, str(tmp_path), "-o", str(out)]) == 2
+    assert f"mappa: {out} cannot be written: " in (told := capsys.readouterr().err) and "with -o" in told
+
+
 def test_a_file_that_is_no_journal_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     path.write_bytes(b"not a database, not at all" * 100)

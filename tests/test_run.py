@@ -49,3 +49,14 @@ def test_a_folder_that_is_no_run_is_never_deleted(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not deleted"):
         opened(tmp_path, ".", fresh=True)
     assert (tmp_path / "work" / "thesis.tex").read_text() == "years" and (tmp_path / "first" / "config.json").exists()
+
+
+def test_where_no_folder_can_be_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for runs, name in (("/dev/null/x", "a"), (str(tmp_path / "file" / "runs"), "a"), (str(tmp_path), "file")):
+        for fresh in (False, True):
+            with pytest.raises(ConfigError, match=r"cannot be a run's folder: .*; set runs=FOLDER or name=OTHER"):
+                opened(Path(runs), name, fresh=fresh)
+    assert (tmp_path / "file").read_text() == "x"
+    opened(tmp_path, "a")
+    opened(tmp_path, "a")  # nobody holds its lock

@@ -73,9 +73,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     path = Path(path)
     try:
         raw = tomllib.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"no config file at {path}; configs/ holds the ones that come with mappa") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    except ValueError as error:  # no TOML, no UTF-8, no path
         raise ConfigError(f"{path} is not a TOML file: {error}") from None
     for override in overrides:
         apply(raw, override)
