@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from mappa.config import LearnConfig
+from mappa.learn import ranks
 from mappa.learn.memory import REDUCE_BUCKET
 from mappa.learn.optimizer import RoleAdamW
 from mappa.learn.weights import RoleWeights
@@ -122,7 +123,10 @@ def _create_moments(engine: Any, optimizer: RoleAdamW) -> None:
 
 
 def join() -> None:
-    """Use the process group there is; otherwise torchrun's, otherwise a group of one that needs no port."""
+    """Use the process group there is; otherwise torchrun's, otherwise a group of one that needs no port.
+
+    DeepSpeed's own limit is ten minutes, also for the ranks to find each other, while rank 0 may be downloading tasks.
+    """
     deepspeed = _deepspeed()
     if torch.distributed.is_initialized():
         deepspeed.init_distributed(verbose=False)
@@ -132,7 +136,7 @@ def join() -> None:
         store = torch.distributed.HashStore()  # type: ignore[attr-defined]
         torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
         os.environ.setdefault("LOCAL_RANK", "0")
-    deepspeed.init_distributed(backend, verbose=False)
+    deepspeed.init_distributed(backend, verbose=False, timeout=ranks.PATIENCE)
 
 
 def _deepspeed() -> Any:

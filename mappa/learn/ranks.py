@@ -1,9 +1,16 @@
-"""Talking between ranks. Without a process group everything is about this process alone."""
+"""Talking between ranks. Without a process group everything is about this process alone.
+
+`scatter`, `broadcast` and `barrier` wait for rank 0, which meanwhile plays a step's episodes or measures the team: for
+hours, where those are long. They go through a gloo group of their own, whatever the backend: under NCCL the GPUs, which
+serve the rollouts, would otherwise spin in the waiting kernel.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +19,10 @@ import torch.distributed as dist
 from mappa.errors import MappaError
 
 T = TypeVar("T")
+
+PATIENCE = timedelta(days=7)
+"""How long a rank waits for another: no rollout is cut short by it. That a rank has died is noticed without it, and at
+once: torchrun ends the others. (In milliseconds it must fit 32 bits, which parts of torch count in: 24 days.)"""
 
 
 def world_size() -> int:
@@ -81,7 +92,7 @@ def scatter(shares: Sequence[T] | None) -> T:
         assert shares is not None
         return shares[0]
     received: list[Any] = [None]
-    dist.scatter_object_list(received, list(shares) if shares is not None else None, src=0)
+    dist.scatter_object_list(received, list(shares) if shares is not None else None, src=0, group=_for_waiting())
     mine: T = received[0]
     return mine
 
@@ -91,7 +102,7 @@ def broadcast(value: T) -> T:
     if world_size() == 1:
         return value
     box: list[Any] = [value]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=_for_waiting())
     received: T = box[0]
     return received
 
@@ -113,7 +124,18 @@ def raise_together(fault: MappaError | None) -> None:
 
 def barrier() -> None:
     if world_size() > 1:
-        dist.barrier()
+        dist.barrier(group=_for_waiting())
+
+
+def _for_waiting() -> dist.ProcessGroup:
+    """All ranks, on gloo, with PATIENCE; made at the first call (collective)."""
+    return _waiting_beside(dist.group.WORLD)
+
+
+@functools.lru_cache(maxsize=1)
+def _waiting_beside(world: dist.ProcessGroup | None) -> dist.ProcessGroup:
+    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=PATIENCE)
+    return group
 
 
 def exchange_device() -> torch.device:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 
-from mappa.learn import Learner
+from mappa.learn import Learner, ranks
 from tests.learn.helpers import Reference, relative_error
 from tests.learn.spread import STEPS, VARIANTS, all_samples
 from tests.learn.test_learner import settings
@@ -20,9 +21,9 @@ pytestmark = pytest.mark.timeout(600)
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def torchrun(module: str, *arguments: str, world: int) -> tuple[int, str]:
+def torchrun(module: str, *arguments: str, world: int, **variables: str) -> tuple[int, str]:
     """Exit status and output of a program on `world` ranks."""
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1", **variables}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
     done = subprocess.run(
         [*command, "-m", module, *arguments],
@@ -98,3 +99,12 @@ def test_ranks_that_were_started_differently_say_so(tiny_model: Path) -> None:
     code, output = torchrun("tests.learn.disagree", str(tiny_model), world=2)
     assert code != 0
     assert output.count("LearnError: the ranks were started with different settings: lr, rank") == 2, output[-3000:]
+
+
+def test_waiting_for_rank_0_has_no_deadline_to_speak_of() -> None:
+    """With DeepSpeed's own limit of minutes at 0, which every pause of rank 0 exceeds."""
+    code, output = torchrun("tests.learn.waiting", world=2, DEEPSPEED_TIMEOUT="0")
+    assert code == 0, output[-3000:]
+    assert timedelta(days=2) <= ranks.PATIENCE
+    for rank in range(2):
+        assert f"rank {rank} was there, and waits for {{{ranks.PATIENCE!r}}}" in output
