@@ -15,8 +15,9 @@ STATE   := $(shell { echo '$(CURDIR)'; cat requirements/*.txt; } | sha256sum | c
 TRAIN   := $(ENV)/.train-$(STATE)
 DEV     := $(ENV)/.dev-$(STATE)
 BUILT   := $(ENV)/.built
-# One rank needs no launcher, which would answer Ctrl-C with a traceback of its own.
-LAUNCH  := $(if $(filter 1,$(N)),$(PY),$(ENV)/bin/torchrun --standalone --nproc-per-node=$(N))
+# One rank needs no launcher, which answers Ctrl-C with a traceback of its own. For more, it gives them a day to end after
+# Ctrl-C, in place of 30 seconds: more than any rollout.deadline and the update behind it. A second one ends them at once.
+LAUNCH  := $(if $(filter 1,$(N)),$(PY),$(ENV)/bin/torchrun --standalone --shutdown-timeout=86400 --nproc-per-node=$(N))
 BENCHES := $(patsubst bench/%.py,bench.%,$(filter-out bench/__init__.py bench/harness.py,$(wildcard bench/*.py)))
 SOURCES := setup.py pyproject.toml $(wildcard csrc/* csrc/*/*)
 

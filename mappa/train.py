@@ -1,8 +1,9 @@
 """Train a team: tasks -> rollouts -> episodes -> samples -> update -> adapters published -> the next rollouts.
 
-    torchrun --standalone --nproc-per-node=N -m mappa.train CONFIG [key=value ...]
+    torchrun --standalone --shutdown-timeout=86400 --nproc-per-node=N -m mappa.train CONFIG [key=value ...]
 
-Every rank learns; rank 0 also runs the episodes. The same command continues an interrupted run where it was.
+Every rank learns; rank 0 also runs the episodes. The same command continues an interrupted run where it was. The
+timeout is what torchrun leaves the ranks after Ctrl-C to finish what is under way: 30 seconds unless told.
 """
 
 from __future__ import annotations

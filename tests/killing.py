@@ -15,6 +15,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from mappa.journal import read_records
+from tests.pages import dry_make
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
@@ -36,16 +37,17 @@ def config_file(folder: Path, model: Path) -> Path:
 
 
 class Job:
-    """One run of the command, which may be killed. `ranks` > 1 goes through torchrun."""
+    """One run of the command, which may be killed. `ranks` > 1 goes through torchrun, as the Makefile calls it."""
 
-    def __init__(self, config: Path, ranks: int) -> None:
+    def __init__(self, config: Path, ranks: int, **variables: str) -> None:
         command = [sys.executable]
         if ranks > 1:
-            command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+            called = next(line for line in dry_make(["train", f"N={ranks}"]) if "-m mappa.train" in line)
+            command += ["-m", "torch.distributed.run", *called.partition(" -m ")[0].split()[1:]]
         self.journal = config.parent / "runs" / "steady" / "journal.sqlite"
         self.process = subprocess.Popen(
             [*command, "-m", "mappa.train", str(config)],
-            env=ENVIRONMENT,
+            env={**ENVIRONMENT, **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -83,3 +83,18 @@ def test_the_first_interrupt_finishes_what_is_under_way(untouched: Path, tiny_mo
     assert code == 0, output
     check(tmp_path / "runs" / "steady")
     assert_same_adapters(tmp_path / "runs" / "steady" / "adapters", untouched / "adapters")
+
+
+def test_the_first_interrupt_of_two_ranks_finishes_what_is_under_way(tiny_model: Path, tmp_path: Path) -> None:
+    """torchrun hands it on; its own patience is set to none, which the command has to overrule."""
+    config, folder = config_file(tmp_path, tiny_model), tmp_path / "runs" / "steady"
+    job = Job(config, ranks=2, TORCH_ELASTIC_SHUTDOWN_TIMEOUT="0")
+    assert job.wait_for(STEPS * 4 * 3 + 10)  # in the second step, whose checkpoint is not due before its end
+    job.process.send_signal(signal.SIGINT)
+    code, output = job.end()
+    assert code == 1 and "SignalException" in output, output  # torchrun's own way of ending
+    assert "stopping" in output and "goes on where this one was" in output and "forcefully" not in output, output
+    assert list((folder / "checkpoints").glob("step-*")), "the first step's update was not kept"
+    code, output = Job(config, ranks=1).end()
+    assert code == 0, output
+    check(folder)
