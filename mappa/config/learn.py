@@ -88,7 +88,7 @@ class LearnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         float,
         doc(
             "weigh tokens by the learner's over the sampler's probability, cut off here, and take the ratio to the "
-            "learner's own policy; 0 = take the ratio to the sampler's",
+            "learner's own policy before the step; 0 = take the ratio to the sampler's, in every epoch",
             ge=0,
         ),
     ] = 0.0

@@ -210,7 +210,7 @@ class Learner:
         finite = FiniteCheck(chosen, self.steps, self.faults)
         prepared = prepare(chosen, self.config, self._policy)
         with clock.measure("passes"):
-            kl, old = self._before(chosen, prepared, finite)
+            kl, old = self._before(chosen, prepared, finite, foreign=coefficients is not None)
         advantages = advantages_of(chosen, kl, self.config)
         finite.check("advantage", advantages)
         parts = live(chosen, advantages, kl, old)
@@ -273,25 +273,27 @@ class Learner:
 
     @torch.no_grad()
     def _before(
-        self, chosen: Sequence[Sample], prepared: Sequence[Prepared], finite: FiniteCheck
+        self, chosen: Sequence[Sample], prepared: Sequence[Prepared], finite: FiniteCheck, *, foreign: bool
     ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
         """Per sample, what must be known before the first update: log pi - log pi_ref of its action tokens, pi the
-        policy that sampled (zeros where beta is 0), and the learner's own log-probs where there will be several."""
+        policy that sampled (zeros where beta is 0), and the learner's own log-probs where there will be several and
+        the objective, or a `foreign` one, wants them."""
         config = self.config
+        several = config.epochs > 1 and (config.tis_cap > 0 or foreign)
         kl = [torch.zeros(action_tokens(sample)) for sample in chosen]
         old = [torch.zeros(action_tokens(sample)) for sample in chosen]
-        if config.beta == 0 and config.epochs == 1:
+        if config.beta == 0 and not several:
             return kl, None
         for item in in_step(prepared, self._policy):
             if config.beta > 0:
                 for index, part in item.split(self._policy.logprobs(item, reference=True)[0]):
                     kl[index] = torch.tensor(chosen[index].logprobs) - part
-            if config.epochs > 1:
+            if several:
                 for index, part in item.split(self._policy.logprobs(item)[0]):
                     old[index] = part
         finite.check("reference log-prob", kl)
         finite.check("log-prob before the update", old)
-        return kl, old if config.epochs > 1 else None
+        return kl, old if several else None
 
     def _backward(
         self,

@@ -28,7 +28,8 @@ class LossBatch(Struct, frozen=True, kw_only=True):
     entropy: torch.Tensor
     """[N] of the policy as it is now, nats."""
     old: torch.Tensor | None
-    """[N] log-probs of the learner before its first step on this batch; None where it takes only one."""
+    """[N] log-probs of the learner before its first step on this batch. None where it takes only one, or where the
+    configured objective has no use for them: without `tis_cap`."""
     roles: torch.Tensor
     """[N] index into the learner's roles."""
     offsets: torch.Tensor
@@ -62,7 +63,11 @@ def summed_loss(
 
 
 def _objective(logprob: torch.Tensor, batch: LossBatch, config: LearnConfig, role: int | None = None) -> PolicyLoss:
-    """The configured objective over all tokens, or over one role's alone."""
+    """The configured objective over all tokens, or over one role's alone.
+
+    The ratio is taken to the sampler in every epoch. With `tis_cap` it is taken to the learner before the first, and the
+    importance weight stands between that and the sampler.
+    """
     return policy_loss(
         logprob,
         batch.behaviour,
@@ -71,7 +76,7 @@ def _objective(logprob: torch.Tensor, batch: LossBatch, config: LearnConfig, rol
         clip_low=config.clip,
         clip_high=config.clip_high or config.clip,
         tis_cap=config.tis_cap or None,
-        old_logprob=batch.old,
+        old_logprob=batch.old if config.tis_cap else None,
         sequence_offsets=batch.offsets,
         mask=None if role is None else batch.roles == role,
         denominator=1.0,

@@ -244,7 +244,22 @@ def test_other_objectives_move_every_role(tiny_model: Path, changes: dict[str, o
         assert report.roles[role].grad_norm > 0 and math.isfinite(report.roles[role].loss)
 
 
-def test_a_second_epoch_takes_its_ratio_to_the_policy_before_the_first(tiny_model: Path) -> None:
+@pytest.mark.parametrize("tis_cap", [0.0, 2.0])
+def test_a_second_epoch_corrects_for_the_sampler_as_the_first_does(tiny_model: Path, tis_cap: float) -> None:
+    """A step too small to tell leaves the second epoch the loss, the ratio and the gradient of the first."""
+    one, two = (Learner(settings(tiny_model, epochs=epochs, lr=1e-12, tis_cap=tis_cap)) for epochs in (1, 2))
+    off = [
+        replace(s, logprobs=tuple(value + (-1) ** i / 4 for i, value in enumerate(s.logprobs))) for s in make_samples(0)
+    ]
+    first, second = one.step(off), two.step(off)
+    for role in ROLES:
+        a, b = first.roles[role], second.roles[role]
+        assert a.ratio == pytest.approx(1.0, abs=1e-4) if tis_cap else abs(a.ratio - 1) > 0.01
+        assert b.ratio == pytest.approx(a.ratio, rel=1e-3) and b.grad_norm == pytest.approx(a.grad_norm, rel=1e-3)
+        assert b.clip_fraction == pytest.approx(a.clip_fraction, abs=1e-6)
+
+
+def test_a_foreign_loss_is_told_the_policy_before_the_first_epoch(tiny_model: Path) -> None:
     seen: list[torch.Tensor] = []
 
     def record(logprob: torch.Tensor, batch: LossBatch) -> torch.Tensor:
