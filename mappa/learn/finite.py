@@ -1,4 +1,5 @@
-"""A NaN or Inf stops a step before the update: named by role, sample and quantity, its batch kept for replay."""
+"""A NaN, an Inf or a foreign loss that fails stops a step before the update: named, on all ranks, its batch kept for
+replay."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import msgspec
 import torch
 
 from mappa.config import LearnConfig, role_setting
-from mappa.errors import NonFiniteError
+from mappa.errors import LearnError, NonFiniteError
 from mappa.learn import ranks
 from mappa.learn.engine import gradients
 from mappa.learn.optimizer import RoleAdamW
@@ -19,13 +20,14 @@ from mappa.types import Sample
 
 
 class FiniteCheck:
-    """The first thing of a step that was not finite on this rank. `settle` raises it on all of them."""
+    """The first thing of a step that was not finite, or failed, on this rank. `settle` raises it on all of them: until
+    then the passes go on, as every rank reduces as often as the others."""
 
     def __init__(self, samples: Sequence[Sample], step: int, folder: Path | None) -> None:
         self._samples = samples
         self._step = step
         self._folder = folder
-        self._fault: str | None = None
+        self._fault: LearnError | None = None
 
     def check(self, quantity: str, values: Sequence[torch.Tensor], samples: Sequence[Sample] | None = None) -> None:
         """Look at one tensor per sample, of the whole batch or of `samples`."""
@@ -34,21 +36,26 @@ class FiniteCheck:
         for sample, tensor in zip(self._samples if samples is None else samples, values, strict=True):
             if not bool(tensor.isfinite().all()):
                 place = int((~tensor.isfinite()).nonzero()[0])
-                self._fault = (
+                self.fail(
                     f"the {quantity} of role {sample.role!r}, sample {sample.source or '(unnamed)'}, is "
                     f"{tensor[place].item()} at its action token {place}"
                 )
                 return
 
     def fail(self, fault: str) -> None:
-        self._fault = self._fault or fault
+        self.refuse(NonFiniteError(fault))
+
+    def refuse(self, error: LearnError) -> None:
+        """Have `settle` raise this, unless something was found before."""
+        self._fault = self._fault or error
 
     def settle(self) -> None:
-        """Return if all is well on every rank. Raises NonFiniteError on all of them otherwise (collective)."""
+        """Return if all is well on every rank. Raises what was found on all of them otherwise (collective)."""
         if ranks.maximum(int(self._fault is not None)) == 0:
             return
         kept = self._keep()
-        fault = None if self._fault is None else NonFiniteError(f"{self._fault}; nothing was updated{kept}")
+        if (fault := self._fault) is not None:
+            fault.args = (f"{fault}; the update was not made{kept}",)
         ranks.raise_together(fault)
 
     def _keep(self) -> str:
@@ -64,7 +71,7 @@ class FiniteCheck:
 def clip_scales(engine: Any, optimizer: RoleAdamW, config: LearnConfig, finite: FiniteCheck) -> dict[str, float]:
     """Set every group's `scale` so that each role's gradient is clipped on its own; the norms before (collective).
 
-    All roles are looked at before any is updated. Raises NonFiniteError.
+    All roles are looked at before any is updated. Raises NonFiniteError, or what else was found in the passes.
     """
     squared = torch.zeros(len(config.roles), dtype=torch.float64)
     for index, parts in enumerate(gradients(engine, optimizer)):

@@ -17,14 +17,14 @@ import msgspec
 import torch
 
 from mappa.config import LearnConfig, role_setting
-from mappa.errors import AdapterError, LearnError, NonFiniteError, NothingToLearnError
+from mappa.errors import AdapterError, LearnError, NothingToLearnError
 from mappa.learn import checkpoint, ranks
 from mappa.learn.adapters import read_adapter, write_adapter
 from mappa.learn.batch import Part, advantages_of, in_step, live, loss_batch, prepare
 from mappa.learn.clock import Clock
 from mappa.learn.engine import join, start_engine, stepped
 from mappa.learn.finite import FiniteCheck, clip_scales
-from mappa.learn.loss import Coefficients
+from mappa.learn.loss import Coefficients, guarded
 from mappa.learn.optimizer import learning_rate
 from mappa.learn.packing import pack
 from mappa.learn.passes import Policy, Prepared
@@ -147,17 +147,15 @@ class Learner:
         `coefficients` replaces the configured objective: from log-probs [N] and a LossBatch, the derivative of the
         loss, summed over action tokens, in each log-prob. It is divided by the action tokens of all ranks.
 
-        Raises LearnError or NonFiniteError on all ranks before anything is changed.
+        Raises LearnError on all ranks before anything is changed. What is found in the passes (NonFiniteError, or
+        LearnError for `coefficients` that fail) is raised on all ranks too, before the update; like anything else that
+        ends the passes early it stops the learner, which takes no further step.
         """
         if self._stopped:
-            raise LearnError("a NaN stopped this learner in the middle of a step; load the last checkpoint to go on")
+            raise LearnError("an error stopped this learner in the middle of a step; load the last checkpoint to go on")
         self._policy.clock = clock = Clock()
-        try:
-            with clock.measure("step"):
-                report = self._step(samples, coefficients, clock)
-        except NonFiniteError:
-            self._stopped = True  # the engine holds gradients of half a step
-            raise
+        with clock.measure("step"):
+            report = self._step(samples, coefficients, clock)
         return msgspec.structs.replace(report, seconds=clock.parts())
 
     def step_if_any(self, samples: Sequence[Sample]) -> LearnReport:
@@ -220,12 +218,16 @@ class Learner:
         tally = Tally(self.config.roles)
         tally.add_samples(samples, chosen, advantages, kl)
         scale = ranks.world_size() / sum(tokens)
+        if coefficients is not None:
+            coefficients = guarded(coefficients, finite.refuse)
+        self._stopped = True  # if anything ends this early: the engine holds gradients of half a step
         for _ in range(self.config.epochs):
             with clock.measure("passes"):
                 self._backward(prepared, parts, scale, tally, coefficients, finite)
             with clock.measure("optimizer"):
                 norms = clip_scales(self._engine, self.optimizer, self.config, finite)
                 self._engine.step()
+        self._stopped = False
         self.steps += 1
         computed, whole = ranks.total([sum(p.batch.tokens for p in prepared), sum(len(s.tokens) for s in chosen)])
         return LearnReport(

@@ -43,30 +43,48 @@ Coefficients = Callable[[torch.Tensor, LossBatch], torch.Tensor]
 def summed_loss(
     logprob: torch.Tensor, batch: LossBatch, config: LearnConfig, coefficients: Coefficients | None
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The loss summed over the N tokens, not yet divided, and the metrics of `policy_loss` by role, `loss` among them.
-
-    Raises LearnError where `coefficients` returns something else than N finite numbers.
-    """
+    """The loss summed over the N tokens, not yet divided, and by role the metrics of `policy_loss` and `loss`."""
     if coefficients is None:
         result = _objective(logprob, batch, config)
         parts = [_objective(logprob.detach(), batch, config, role=r).loss for r in range(len(config.roles))]
         return result.loss, {**result.metrics, "loss": torch.stack(parts)}
-    given = coefficients(logprob.detach(), batch).detach()
-    if given.shape != logprob.shape or not bool(given.isfinite().all()):
-        raise LearnError(
-            f"the coefficients of the loss must be {len(logprob)} finite numbers, one per action token; got shape "
-            f"{tuple(given.shape)}{'' if given.shape != logprob.shape else ' with a NaN or infinite one'}"
-        )
-    per_token = given.to(logprob.dtype) * logprob
+    per_token = coefficients(logprob.detach(), batch).detach().to(logprob.dtype) * logprob
     parts = [per_token.detach()[batch.roles == r].sum() for r in range(len(config.roles))]
     return per_token.sum(), {**_objective(logprob.detach(), batch, config).metrics, "loss": torch.stack(parts)}
+
+
+def guarded(coefficients: Coefficients, refuse: Callable[[LearnError], None]) -> Coefficients:
+    """`coefficients` whose failures, and results that are not N finite numbers, are told to `refuse`. They count as
+    zeros: an exception would leave the other ranks waiting for the rest of the passes."""
+
+    def call(logprob: torch.Tensor, batch: LossBatch) -> torch.Tensor:
+        try:
+            return _finite(coefficients(logprob, batch), logprob)
+        except LearnError as error:
+            refuse(error)
+        except Exception as error:  # noqa: BLE001 - whatever a foreign function raises
+            told = LearnError(f"the function that gives the coefficients of the loss raised {error!r}")
+            told.__cause__ = error
+            refuse(told)
+        return torch.zeros_like(logprob)
+
+    return call
+
+
+def _finite(given: torch.Tensor, logprob: torch.Tensor) -> torch.Tensor:
+    if given.shape == logprob.shape and bool(given.isfinite().all()):
+        return given
+    raise LearnError(
+        f"the coefficients of the loss must be {len(logprob)} finite numbers, one per action token; got shape "
+        f"{tuple(given.shape)}{'' if given.shape != logprob.shape else ' with a NaN or infinite one'}"
+    )
 
 
 def _objective(logprob: torch.Tensor, batch: LossBatch, config: LearnConfig, role: int | None = None) -> PolicyLoss:
     """The configured objective over all tokens, or over one role's alone.
 
-    The ratio is taken to the sampler in every epoch. With `tis_cap` it is taken to the learner before the first, and the
-    importance weight stands between that and the sampler.
+    The ratio is taken to the sampler in every epoch. With `tis_cap` it is taken to the learner before the first, and
+    the importance weight stands between that and the sampler.
     """
     return policy_loss(
         logprob,

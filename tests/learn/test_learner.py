@@ -226,9 +226,30 @@ def test_a_foreign_loss_that_is_ours_moves_the_same(tiny_model: Path) -> None:
     assert relative_error(theirs.adapters, ours.adapters) < 1e-4
 
 
-def test_a_foreign_loss_of_another_length_is_refused(tiny_model: Path) -> None:
-    with pytest.raises(LearnError, match="one per action token"):
-        Learner(settings(tiny_model)).step(make_samples(0), coefficients=lambda logprob, batch: logprob[1:])
+def test_a_foreign_loss_that_fails_stops_the_learner_before_the_update(tiny_model: Path) -> None:
+    """Not with the first micro-batch: gradients of those before it must not reach a later step."""
+
+    def fails(logprob: torch.Tensor, batch: LossBatch) -> torch.Tensor:
+        calls.append(len(logprob))
+        if len(calls) < 2:
+            return -batch.advantage
+        if how == "raises":
+            raise ZeroDivisionError("mine")
+        return logprob[1:] if how == "another length" else logprob * math.nan
+
+    for how, message in (
+        ("another length", "one per action token"),
+        ("a NaN", "with a NaN or infinite one"),
+        ("raises", r"raised ZeroDivisionError\('mine'\)"),
+    ):
+        calls: list[int] = []
+        learner = Learner(settings(tiny_model))
+        with pytest.raises(LearnError, match=f"{message}.*; the update was not made") as caught:
+            learner.step(make_samples(0), coefficients=fails)
+        assert isinstance(caught.value.__cause__, ZeroDivisionError) == (how == "raises")
+        assert learner.steps == 0 and not any(bool(b.any()) for _, b in learner.adapter("engineer").values())
+        with pytest.raises(LearnError, match="load the last checkpoint"):
+            learner.step(make_samples(1))
 
 
 @pytest.mark.parametrize(

@@ -108,3 +108,12 @@ def test_waiting_for_rank_0_has_no_deadline_to_speak_of() -> None:
     assert timedelta(days=2) <= ranks.PATIENCE
     for rank in range(2):
         assert f"rank {rank} was there, and waits for {{{ranks.PATIENCE!r}}}" in output
+
+
+def test_a_foreign_loss_that_fails_on_one_rank_stops_all(tiny_model: Path) -> None:
+    code, output = torchrun("tests.learn.failing_loss", str(tiny_model), world=2)
+    assert code == 0, output[-3000:]
+    for rank in range(2):
+        first, second = (line for line in output.splitlines() if line.startswith(f"rank {rank} after"))
+        assert "one per action token" in first and "the update was not made" in first
+        assert "load the last checkpoint to go on" in second
