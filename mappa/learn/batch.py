@@ -14,7 +14,7 @@ from mappa.learn import ranks
 from mappa.learn.loss import LossBatch
 from mappa.learn.packing import pack, padding
 from mappa.learn.passes import Policy, Prepared
-from mappa.learn.samples import action_tokens
+from mappa.learn.samples import action_tokens, only
 from mappa.types import Sample
 from mappa_kernels import process_advantage
 from mappa_kernels.advantage import SMALLEST_STD
@@ -135,15 +135,17 @@ def live(
         lengths = [end - start for start, end in sample.spans]
         keep = [bool(piece.any()) for piece in advantages[index].split(lengths)]
         tokens = torch.tensor(keep).repeat_interleave(torch.tensor(lengths))
-        if all(keep):
-            chosen = sample
-        elif any(keep):
-            chosen = _only(sample, keep, tokens)
-        else:
+        if not any(keep):
             continue
         before = None if old is None else old[index][tokens]
         parts.append(
-            Part(index=index, sample=chosen, advantage=advantages[index][tokens], kl=kl[index][tokens], old=before)
+            Part(
+                index=index,
+                sample=only(sample, keep),
+                advantage=advantages[index][tokens],
+                kl=kl[index][tokens],
+                old=before,
+            )
         )
     return parts
 
@@ -165,19 +167,4 @@ def loss_batch(item: Prepared, parts: Sequence[Part], config: LearnConfig) -> Lo
         old=torch.cat(old).to(device) if old else None,
         roles=torch.tensor(roles, device=device).repeat_interleave(torch.tensor(item.sizes, device=device)),
         offsets=torch.tensor([0, *lengths], device=device).cumsum(0),
-    )
-
-
-def _only(sample: Sample, keep: Sequence[bool], tokens: torch.Tensor) -> Sample:
-    """The sample with some of its actions no longer learned from; their tokens stay context."""
-
-    def kept(values: Sequence[float]) -> tuple[float, ...]:
-        return tuple(value for value, wanted in zip(values, keep, strict=True) if wanted)
-
-    return replace(
-        sample,
-        spans=tuple(span for span, wanted in zip(sample.spans, keep, strict=True) if wanted),
-        logprobs=tuple(value for value, wanted in zip(sample.logprobs, tokens.tolist(), strict=True) if wanted),
-        rewards=kept(sample.rewards) if sample.rewards else (),
-        advantages=kept(sample.advantages) if sample.advantages is not None else None,
     )

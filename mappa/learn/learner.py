@@ -29,7 +29,7 @@ from mappa.learn.optimizer import learning_rate
 from mappa.learn.packing import pack
 from mappa.learn.passes import Policy, Prepared
 from mappa.learn.report import LearnReport, Tally, peak_memory_gb
-from mappa.learn.samples import action_tokens, check_samples, learnable
+from mappa.learn.samples import action_tokens, check_samples, learnable, scored
 from mappa.learn.weights import RoleWeights
 from mappa.model.base import Base, load_base
 from mappa.model.lora import Adapter, add_roles, check_adapter, new_adapter
@@ -244,13 +244,13 @@ class Learner:
         )
 
     def _accept(self, samples: Sequence[Sample]) -> list[Sample]:
-        """The samples that can be learned from. A fault on any rank is raised on all of them."""
+        """The samples that can be learned from, without their unscored actions. A fault on any rank is raised on all."""
         fault: LearnError | None = None
         frozen = {role for role, own in self.config.role.items() if own.frozen}
         try:
             check_samples(samples, self.config.roles, self.base.vocabulary)
             chosen = [
-                sample
+                scored(sample)
                 for sample in samples
                 if sample.role not in frozen and learnable(sample, mask_truncated=self.config.mask_truncated)
             ]

@@ -49,7 +49,7 @@ class Learned(Struct, frozen=True, kw_only=True):
     source: str
     """The sample's."""
     advantages: tuple[float, ...]
-    """Of each action token, as it entered the loss."""
+    """Of each token of its scored actions, as it entered the loss."""
     kl: float | None
     """Mean of log pi - log pi_ref over them; None where beta is 0."""
     entropy: float | None

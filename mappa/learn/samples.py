@@ -6,6 +6,8 @@ import itertools
 import math
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from mappa.errors import LearnError
 from mappa.types import Sample
 
@@ -20,12 +22,34 @@ def check_samples(samples: Sequence[Sample], roles: Sequence[str], vocabulary: i
 
 def learnable(sample: Sample, *, mask_truncated: bool) -> bool:
     """Whether anything of it enters the loss: an action has a score, and it was not cut off where that masks it."""
-    scores = sample.rewards if sample.advantages is None else sample.advantages
-    return not (sample.truncated and mask_truncated) and any(not math.isnan(score) for score in scores)
+    return not (sample.truncated and mask_truncated) and any(_is_scored(sample))
+
+
+def scored(sample: Sample) -> Sample:
+    """The sample without its unscored actions, which then count in no mean."""
+    return only(sample, _is_scored(sample))
+
+
+def only(sample: Sample, keep: Sequence[bool]) -> Sample:
+    """The sample with some of its actions no longer learned from; their tokens stay context. `keep`: by action."""
+    if all(keep):
+        return sample
+    tokens = [wanted for (start, end), wanted in zip(sample.spans, keep, strict=True) for _ in range(start, end)]
+    return replace(
+        sample,
+        spans=tuple(itertools.compress(sample.spans, keep)),
+        logprobs=tuple(itertools.compress(sample.logprobs, tokens)),
+        rewards=tuple(itertools.compress(sample.rewards, keep)),
+        advantages=None if sample.advantages is None else tuple(itertools.compress(sample.advantages, keep)),
+    )
 
 
 def action_tokens(sample: Sample) -> int:
     return sum(end - start for start, end in sample.spans)
+
+
+def _is_scored(sample: Sample) -> list[bool]:
+    return [not math.isnan(score) for score in (sample.rewards if sample.advantages is None else sample.advantages)]
 
 
 def _fault(sample: Sample, roles: Sequence[str], vocabulary: int) -> str | None:

@@ -79,6 +79,37 @@ def test_masked_samples_change_nothing(tiny_model: Path) -> None:
     assert relative_error(masked.adapters, plain.adapters) == 0
 
 
+def halved(sample: Sample, **scores: tuple[float, float]) -> Sample:
+    """Its action in two parts, each with a score of its own."""
+    ((start, end),) = sample.spans
+    middle = (start + end) // 2
+    return replace(sample, spans=((start, middle), (middle, end)), **scores)
+
+
+@pytest.mark.parametrize("kind", ["rewards", "advantages"])
+def test_an_unscored_action_of_a_sample_counts_nowhere(tiny_model: Path, kind: str) -> None:
+    """Neither in the tokens the loss is divided by, nor in the role's numbers."""
+    with_one, without = (Learner(settings(tiny_model)) for _ in range(2))
+    samples = [halved(s, **{"rewards": (), kind: (s.rewards[0], math.nan)}) for s in make_samples(0)]
+    ends = [s.spans[0][1] for s in samples]
+    cut = [
+        replace(
+            s,
+            tokens=s.tokens[:end],
+            spans=s.spans[:1],
+            logprobs=s.logprobs[: end - s.spans[0][0]],
+            **{kind: getattr(s, kind)[:1]},
+        )
+        for s, end in zip(samples, ends, strict=True)
+    ]
+    a, b = with_one.step(samples), without.step(cut)
+    assert a.tokens_trained == b.tokens_trained == sum(len(s.logprobs) for s in cut)
+    for role in ROLES:
+        ours, theirs = msgspec.structs.asdict(a.roles[role]), msgspec.structs.asdict(b.roles[role])
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-6, nan_ok=True)
+    assert relative_error(with_one.adapters, without.adapters) < 1e-4
+
+
 def test_what_was_cut_off_counts_where_it_is_asked_for(tiny_model: Path) -> None:
     samples = make_samples(0)
     cut = [replace(samples[0], truncated=True), *samples[1:]]
@@ -141,6 +172,7 @@ GOOD = Sample(role="engineer", tokens=(5, 6, 7, 8), spans=((2, 4),), logprobs=(-
         (replace(GOOD, logprobs=(-1.0,)), "1 behaviour log-probs for 2 action tokens"),
         (replace(GOOD, logprobs=(-1.0, math.nan)), "NaN or infinite"),
         (replace(GOOD, rewards=(0.5, 0.5)), "2 rewards for 1 spans"),
+        (replace(GOOD, advantages=(1.0,), rewards=(0.5, 0.5)), "2 rewards for 1 spans"),
         (replace(GOOD, rewards=(math.inf,)), "infinite"),
         (replace(GOOD, tokens=(5,) * 200, spans=((198, 200),)), "tokens_per_micro_batch=150"),
     ],
