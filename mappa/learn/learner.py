@@ -201,7 +201,7 @@ class Learner:
 
     def _step(self, samples: Sequence[Sample], coefficients: Coefficients | None, clock: Clock) -> LearnReport:
         chosen = self._accept(samples)
-        tokens = ranks.total([sum(action_tokens(s) for s in chosen if s.role == role) for role in self.config.roles])
+        tokens = self._tokens(chosen)
         if sum(tokens) == 0:
             raise NothingToLearnError("nothing can be learned from: there is no sample, or all are cut off or unscored")
         chosen = self._as_if_sampled(chosen)
@@ -214,7 +214,7 @@ class Learner:
         parts = live(chosen, advantages, kl, old)
         if [id(part.sample) for part in parts] != [id(sample) for sample in chosen]:
             prepared = prepare([part.sample for part in parts], self.config, self._policy)
-        rates = self._set_groups(tokens)
+        rates = self._set_groups(self._tokens([part.sample for part in parts]))
         tally = Tally(self.config.roles)
         tally.add_samples(samples, chosen, advantages, kl)
         scale = ranks.world_size() / sum(tokens)
@@ -243,8 +243,12 @@ class Learner:
             ),
         )
 
+    def _tokens(self, samples: Sequence[Sample]) -> list[int]:
+        """Action tokens of all ranks by role (collective)."""
+        return ranks.total([sum(action_tokens(s) for s in samples if s.role == role) for role in self.config.roles])
+
     def _accept(self, samples: Sequence[Sample]) -> list[Sample]:
-        """The samples that can be learned from, without their unscored actions. A fault on any rank is raised on all."""
+        """The samples to learn from, without their unscored actions. A fault on any rank is raised on all of them."""
         fault: LearnError | None = None
         frozen = {role for role, own in self.config.role.items() if own.frozen}
         try:
@@ -319,7 +323,8 @@ class Learner:
             self._engine.backward(loss * scale)
 
     def _set_groups(self, tokens: Sequence[int]) -> dict[str, float]:
-        """This batch's learning rates by role; roles without tokens anywhere are left out of the update."""
+        """This batch's learning rates by role. `tokens` are those with an advantage, by role: a role without any on all
+        ranks is left out of the update."""
         rates = {}
         for group, count in zip(self.optimizer.param_groups, tokens, strict=True):
             peak, final, warmup, schedule = (

@@ -1,7 +1,8 @@
 """AdamW with one parameter group per role, and the learning-rate schedule.
 
-A role without tokens in a step must not move: with zero gradients Adam would still apply its momentum (59 % of a
-normal step was measured), and lr = 0 would still decay its moments. So its group is left out of the step altogether.
+A role without tokens in a step, or with no advantage but 0, must not move: with zero gradients Adam would still apply
+its momentum (59 % of a normal step was measured), and lr = 0 would still decay its moments. So its group is left out of
+the step altogether.
 """
 
 from __future__ import annotations

@@ -128,6 +128,22 @@ def test_a_role_without_samples_does_not_move(tiny_model: Path) -> None:
         assert torch.equal(a, before[name][0]) and torch.equal(b, before[name][1])
 
 
+@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize("advantage", ["grpo", "rloo"])
+def test_a_role_whose_scores_are_all_equal_does_not_move(tiny_model: Path, advantage: str, stage: int) -> None:
+    """No advantage differs from 0, so the momentum of the step before has no say. The other roles go on."""
+    learner = Learner(settings(tiny_model, advantage=advantage, beta=0.0, zero_stage=stage))
+    learner.step(make_samples(0))
+    before = {role: weights_of(learner, role) for role in ROLES}
+    equal = [replace(s, rewards=(0.5,)) if s.role == "modeler" else s for s in make_samples(1)]
+    report = learner.step(equal)
+    assert report.roles["modeler"].grad_norm == 0 and report.roles["modeler"].tokens > 0
+    moved = {role for role in ROLES if not torch.equal(weights_of(learner, role), before[role])}
+    assert moved == {"engineer", "analyst"}
+    learner.step([s for s in equal if s.role == "modeler"])  # nor where nobody else moves
+    assert torch.equal(weights_of(learner, "modeler"), before["modeler"]) and learner.steps == 3
+
+
 def test_equal_samples_are_computed_once_and_count_twice(tiny_model: Path) -> None:
     samples = make_samples(0, each=2)
     once, twice = (Learner(settings(tiny_model, whiten=False)) for _ in range(2))
