@@ -24,10 +24,10 @@ import msgspec
 import torch
 from msgspec.structs import replace
 
-from mappa.config import Config, available_cores, cache_home, config_from, load_config, override
+from mappa.config import Config, LearnConfig, available_cores, cache_home, config_from, load_config, override
 from mappa.errors import ConfigError, MappaError
 from mappa.journal import Journal
-from mappa.learn.adapters import read_adapter
+from mappa.learn.adapters import check_alpha, read_adapter
 from mappa.model.base import load_base
 from mappa.model.lora import Adapter, RoleLinear, add_roles, new_adapter
 from mappa.observe.evaluation import EvaluationResult, contamination_text, evaluation_text, losses_text, paired_lines
@@ -246,17 +246,21 @@ def _evaluate_run(config: Config, folder: Path, options: argparse.Namespace) -> 
         Journal(folder / "evaluation.sqlite") as journal,
         Team(config, system, base, router, layers, journal, threads=threads) as team,
     ):
-        team.publish(0, _adapters(place, system, layers, learn.rank))
+        team.publish(0, _adapters(place, system, layers, learn))
         result = evaluate(team, tasks.heldout, system.roles, config, phase=Path(options.version).name, mode=mode)
     assert result is not None, "nobody drains this team"
     return with_sources(result, tasks)
 
 
-def _adapters(place: Path | None, system: System, layers: Mapping[str, RoleLinear], rank: int) -> Mapping[str, Adapter]:
+def _adapters(
+    place: Path | None, system: System, layers: Mapping[str, RoleLinear], learn: LearnConfig
+) -> Mapping[str, Adapter]:
     """Those at `place`; where there is none, new ones, which add nothing to the base."""
     if place is not None:
+        for name in adapters_of(system):
+            check_alpha(place / name, learn)
         return {name: read_adapter(place / name) for name in adapters_of(system)}
-    return dict.fromkeys(adapters_of(system), new_adapter(layers, rank, torch.Generator().manual_seed(0)))
+    return dict.fromkeys(adapters_of(system), new_adapter(layers, learn.rank, torch.Generator().manual_seed(0)))
 
 
 if __name__ == "__main__":

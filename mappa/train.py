@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,19 +82,19 @@ def _save(learner: Learner, lead: Lead | None) -> None:
 
 def _start_learner(config: Config, lead: Lead | None) -> Learner:
     """The learner, at the run's last sound checkpoint if there is one. Collective."""
-    from mappa.learn import Learner, checkpoint, ranks
+    from mappa.learn import Learner, ranks
+    from mappa.learn.engine import join
     from mappa.run import learn_settings
 
-    learner = Learner(
+    join()  # a checkpoint is looked for first: where there is one, learn.start is not needed any more
+    found = ranks.broadcast(lead.run.last_checkpoint() if lead is not None else None)
+    new = Learner if found is None else partial(Learner.load, found)
+    return new(
         learn_settings(config),
         temperature=config.sampler.temperature,
         total_steps=config.steps,
         faults=Path(config.runs) / config.name / "faults",
     )
-    found = ranks.broadcast(lead.run.last_checkpoint() if lead is not None else None)
-    if found is not None:
-        checkpoint.restore(learner, found)
-    return learner
 
 
 def _use_cores(config: Config) -> None:

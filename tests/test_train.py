@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from mappa.evaluate import adapters_folder
 from mappa.journal import read_advantages, read_config, read_episodes
 from mappa.learn.adapters import read_adapter
 from mappa.observe.metrics import read_metrics
-from mappa.run import tasks_of_step
+from mappa.run import learn_settings, tasks_of_step
 from mappa.types import Task
 
 # Several runs to their end each, on cores that other tests may share.
@@ -118,18 +119,30 @@ def check_evaluation(folder: Path) -> None:
         adapters_folder(folder, "77")
 
 
+def export_start(model: Path, folder: Path) -> None:
+    """Adapters for a run of `config_file` to start from."""
+    from mappa.learn import Learner
+
+    learner = Learner(learn_settings(load_config(config_file(folder.parent, model), [])))
+    for role in ROLES:
+        learner.export(role, folder / role)
+
+
 def test_a_run_ends_and_a_finished_one_is_not_done_again(tiny_model: Path, tmp_path: Path) -> None:
-    config = config_file(tmp_path, tiny_model)
-    code, output = run(config, "evaluate.every=1")
+    config, start = config_file(tmp_path, tiny_model), tmp_path / "start"
+    own = ("evaluate.every=1", f"learn.start={start}")
+    export_start(tiny_model, start)
+    code, output = run(config, *own)
     assert code == 0, output
     check_finished(tmp_path / "runs" / "tiny", tiny_model, 2, 6)
+    shutil.rmtree(start)  # the run has checkpoints of its own now
     before = (tmp_path / "runs" / "tiny" / "metrics.jsonl").read_bytes()
     assert json.loads((tmp_path / "runs/tiny/evaluation-step-1-greedy.json").read_bytes())["episodes"] == 10
-    code, output = run(config, "evaluate.every=1")
+    code, output = run(config, *own)
     assert code == 0 and "continuing" in output, output
     assert (tmp_path / "runs" / "tiny" / "metrics.jsonl").read_bytes() == before
     check_evaluation(tmp_path / "runs" / "tiny")
-    code, output = run(config, "learn.lr=0.5")
+    code, output = run(config, *own, "learn.lr=0.5")
     assert code == 2 and "learn.lr: 0.01 -> 0.5" in output and "--fresh" in output, output
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -62,6 +63,33 @@ def read_adapter(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     if not adapter:
         raise AdapterError(f"the adapter at {folder} holds no LoRA weights")
     return adapter
+
+
+def read_alpha(folder: Path) -> float:
+    """The alpha of a PEFT folder: its weights act at the scale alpha / rank, whatever rule the folder names.
+
+    Raises AdapterError if the folder does not say it, or not one for all layers.
+    """
+    path = folder / _CONFIG
+    try:
+        said = json.loads(path.read_bytes())
+        alpha, rank = float(said["lora_alpha"]), int(said["r"])
+    except FileNotFoundError:
+        raise AdapterError(f"no adapter at {folder}: {_CONFIG}, which says its scale, is missing") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AdapterError(f"the adapter at {folder} is damaged: {_CONFIG}: {error!r}") from error
+    if said.get("alpha_pattern"):
+        raise AdapterError(f"the adapter at {folder} gives layers a scale of their own (alpha_pattern); it has no one")
+    return alpha * math.sqrt(rank) if said.get("use_rslora") else alpha  # alpha / sqrt(rank) there
+
+
+def check_alpha(folder: Path, config: LearnConfig) -> None:
+    """Raise AdapterError if the folder's weights would act at another scale here. The ranks are known to be equal."""
+    if not math.isclose(alpha := read_alpha(folder), config.alpha):
+        raise AdapterError(
+            f"the adapter at {folder} has lora_alpha {alpha:g}; learn.alpha is {config.alpha:g}, at which it would act "
+            f"{config.alpha / alpha:g} times as strongly: set learn.alpha={alpha:g}"
+        )
 
 
 def _peft_config(config: LearnConfig, layers: int) -> dict[str, object]:

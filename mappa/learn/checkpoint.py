@@ -25,12 +25,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from msgspec import Struct
 from msgspec.json import decode, encode
+from msgspec.structs import replace
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mappa.errors import CheckpointError, DiskError
 from mappa.learn import ranks
-from mappa.learn.adapters import read_adapter
+from mappa.learn.adapters import read_adapter, read_alpha
 
 if TYPE_CHECKING:
     from mappa.learn.learner import Learner
@@ -47,6 +48,8 @@ class State(Struct, frozen=True, forbid_unknown_fields=True):
     rank: int
     targets: tuple[str, ...]
     first_layer: int
+    alpha: float | None = None
+    """None in those written before it was kept; their adapters say it."""
 
 
 def save(learner: Learner, folder: Path) -> None:
@@ -65,7 +68,9 @@ def restore(learner: Learner, folder: Path) -> None:
     """Put a learner where the checkpoint was taken. Raises CheckpointError."""
     state = verify(folder)
     config = learner.config
-    for name in ("roles", "rank", "targets", "first_layer"):
+    if state.alpha is None:
+        state = replace(state, alpha=read_alpha(folder / "adapters" / state.roles[0]))
+    for name in ("roles", "rank", "alpha", "targets", "first_layer"):
         if getattr(state, name) != getattr(config, name):
             raise CheckpointError(
                 f"{folder} was taken with learn.{name} = {getattr(state, name)}, this run has {getattr(config, name)}"
@@ -139,7 +144,7 @@ def _write(learner: Learner, folder: Path, moments: dict[str, torch.Tensor]) -> 
         role: float(learner.optimizer.state[tensors[0]]["step"])
         for role, tensors in zip(config.roles, learner.stepped(), strict=True)
     }
-    state = State(learner.steps, steps, config.roles, config.rank, config.targets, config.first_layer)
+    state = State(learner.steps, steps, config.roles, config.rank, config.targets, config.first_layer, config.alpha)
     (building / "state.json").write_bytes(encode(state))
     files = sorted(path for path in building.rglob("*") if path.is_file())
     manifest = {str(path.relative_to(building)): _digest(path) for path in files}

@@ -19,7 +19,7 @@ import torch
 from mappa.config import LearnConfig, role_setting
 from mappa.errors import AdapterError, LearnError, NothingToLearnError
 from mappa.learn import checkpoint, ranks
-from mappa.learn.adapters import read_adapter, write_adapter
+from mappa.learn.adapters import check_alpha, read_adapter, write_adapter
 from mappa.learn.batch import Part, advantages_of, in_step, live, loss_batch, prepare
 from mappa.learn.clock import Clock
 from mappa.learn.engine import join, start_engine, stepped
@@ -101,11 +101,13 @@ class Learner:
         write_adapter(Path(folder), self.adapter(role), self.config, len(self.base.decoder.layers))
 
     def adopt(self, role: str, folder: str | Path) -> None:
-        """Start `role` from the PEFT folder of an adapter. Raises AdapterError if it belongs to another base."""
+        """Start `role` from the PEFT folder of an adapter. Raises AdapterError if it belongs to another base, or is of
+        another rank or alpha than this learner's."""
         found = read_adapter(Path(folder))
         check_adapter(self.layers, found, str(folder))
         if other := {a.shape[0] for a, _ in found.values()} - {self.config.rank}:
             raise AdapterError(f"the adapter at {folder} has rank {min(other)}; learn.rank is {self.config.rank}")
+        check_alpha(Path(folder), self.config)
         weights = self.weights[role]
         for layer, parameter in weights.parameters.items():
             checkpoint.set_weight(parameter, weights.join(layer, found))
@@ -125,8 +127,12 @@ class Learner:
         total_steps: int = 1000,
         faults: Path | None = None,
     ) -> Learner:
-        """A learner that goes on where `save` left off, on any number of ranks (collective). Raises CheckpointError."""
-        learner = cls(config, base, temperature=temperature, total_steps=total_steps, faults=faults)
+        """A learner that goes on where `save` left off, on any number of ranks (collective). Raises CheckpointError.
+
+        What `config.start` names is left alone, and may be gone: the checkpoint takes its place.
+        """
+        begun = msgspec.structs.replace(config, start="")
+        learner = cls(begun, base, temperature=temperature, total_steps=total_steps, faults=faults)
         checkpoint.restore(learner, Path(folder))
         return learner
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -78,6 +81,43 @@ def test_other_settings_are_refused(tiny_model: Path, tmp_path: Path) -> None:
         Learner.load(tmp_path / "step-000000", settings(tiny_model, rank=8))
     with pytest.raises(CheckpointError, match="not a complete checkpoint"):
         Learner.load(tmp_path / "nothing", settings(tiny_model))
+
+
+def test_another_scale_is_refused_of_older_checkpoints_too(tiny_model: Path, tmp_path: Path) -> None:
+    """Those do not say it in their state."""
+    folder = tmp_path / "step-000000"
+    Learner(settings(tiny_model)).save(folder)
+    refusal = r"taken with learn\.alpha = 8\.0, this run has 32\.0"
+    with pytest.raises(CheckpointError, match=refusal):
+        Learner.load(folder, settings(tiny_model, alpha=32.0))
+    state = msgspec.json.decode((folder / "state.json").read_bytes())
+    del state["alpha"]
+    rewrite(folder, state)
+    assert Learner.load(folder, settings(tiny_model)).steps == 0
+    with pytest.raises(CheckpointError, match=refusal):
+        Learner.load(folder, settings(tiny_model, alpha=32.0))
+
+
+def rewrite(folder: Path, state: dict[str, object]) -> None:
+    """Give a checkpoint another state, as if it had been saved with it."""
+    (folder / "state.json").write_bytes(msgspec.json.encode(state))
+    manifest = msgspec.json.decode((folder / "manifest.json").read_bytes())
+    manifest["state.json"] = hashlib.sha256((folder / "state.json").read_bytes()).hexdigest()
+    (folder / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+
+
+def test_a_checkpoint_takes_the_place_of_what_it_was_started_from(tiny_model: Path, tmp_path: Path) -> None:
+    first = Learner(settings(tiny_model))
+    first.step(make_samples(0))
+    for role in ROLES:
+        first.export(role, tmp_path / "start" / role)
+    config = settings(tiny_model, start=str(tmp_path / "start"))
+    second = Learner(config)
+    assert relative_error(second.adapters, first.adapters) == 0
+    second.step(make_samples(1))
+    second.save(tmp_path / "step-000001")
+    shutil.rmtree(tmp_path / "start")
+    assert relative_error(Learner.load(tmp_path / "step-000001", config).adapters, second.adapters) == 0
 
 
 def test_killed_while_saving_leaves_the_last_checkpoint_whole(tiny_model: Path, tmp_path: Path) -> None:

@@ -432,6 +432,28 @@ def test_an_adapter_is_taken_over_or_refused(tiny_model: Path, tiny_qwen: Path, 
         Learner(settings(tiny_model, rank=8)).adopt("analyst", tmp_path / "modeler")
 
 
+def test_an_adapter_of_another_scale_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    """The same weights would act four times as strongly, without a word."""
+    learner = Learner(settings(tiny_model, alpha=8.0))
+    learner.export("modeler", tmp_path / "modeler")
+    with pytest.raises(AdapterError, match=r"has lora_alpha 8; learn.alpha is 32, .* 4 times .*: set learn.alpha=8"):
+        Learner(settings(tiny_model, alpha=32.0, start=str(tmp_path)))
+    said = tmp_path / "modeler" / "adapter_config.json"
+    ours = msgspec.json.decode(said.read_bytes())
+    said.write_bytes(msgspec.json.encode(ours | {"lora_alpha": 4.0, "use_rslora": True}))  # 4 / sqrt(4) = 8 / 4
+    learner.adopt("analyst", tmp_path / "modeler")
+    for theirs, message in (
+        (ours | {"alpha_pattern": {"q_proj": 1}}, "alpha_pattern"),
+        ({"r": 4}, "damaged: .*lora_alpha"),
+    ):
+        said.write_bytes(msgspec.json.encode(theirs))
+        with pytest.raises(AdapterError, match=message):
+            learner.adopt("analyst", tmp_path / "modeler")
+    said.unlink()
+    with pytest.raises(AdapterError, match="which says its scale, is missing"):
+        learner.adopt("analyst", tmp_path / "modeler")
+
+
 def test_logprobs_are_those_of_the_sampler(tiny_model: Path) -> None:
     """Two turns, the second's context holding the first: what was sampled is what is trained on, so the ratio is 1."""
     learner = Learner(settings(tiny_model), temperature=0.7)
