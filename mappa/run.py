@@ -69,7 +69,8 @@ class Run:
     def last_checkpoint(self) -> Path | None:
         """Where to go on from; damaged checkpoints are passed over, each with a note."""
         found, refused = checkpoint.latest(self.checkpoints)
-        self.notes += [f"{line}; going on from the one before it" for line in refused]
+        instead = "going on from the one before it" if found is not None else "learning begins anew"
+        self.notes += [f"{line}; {instead}" for line in refused]
         if found is not None:
             self.notes.append(f"continuing {self.folder} from {found.name}")
         return found

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from msgspec import Struct
+from msgspec import MsgspecError, Struct
 from msgspec.json import decode, encode
 from msgspec.structs import replace
 from safetensors import SafetensorError
@@ -94,7 +94,10 @@ def restore(learner: Learner, folder: Path) -> None:
 
 
 def verify(folder: Path) -> State:
-    """The state of a checkpoint whose every file is as it was written. Raises CheckpointError naming what is not."""
+    """The state of a checkpoint whose every file is as it was written, by this version or one that writes the same.
+
+    Raises CheckpointError naming what is not.
+    """
     try:
         manifest = decode((folder / "manifest.json").read_bytes(), type=dict[str, str])
     except (OSError, ValueError) as error:
@@ -103,7 +106,10 @@ def verify(folder: Path) -> State:
         path = folder / name
         if not path.is_file() or _digest(path) != digest:
             raise CheckpointError(f"the checkpoint {folder} is damaged: {name} is missing or changed")
-    return decode((folder / "state.json").read_bytes(), type=State)
+    try:
+        return decode((folder / "state.json").read_bytes(), type=State)
+    except (OSError, MsgspecError) as error:
+        raise CheckpointError(f"{folder} is of another version of mappa, or damaged: state.json: {error}") from error
 
 
 def latest(folder: Path) -> tuple[Path | None, list[str]]:

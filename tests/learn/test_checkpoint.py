@@ -98,6 +98,33 @@ def test_another_scale_is_refused_of_older_checkpoints_too(tiny_model: Path, tmp
         Learner.load(folder, settings(tiny_model, alpha=32.0))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"), [({"epoch": 1}, "unknown field `epoch`"), ({"steps": "two"}, "Expected `int`")]
+)
+def test_a_checkpoint_of_another_version_is_passed_over(
+    tiny_model: Path, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    learner = Learner(settings(tiny_model))
+    for step in range(2):
+        learner.save(tmp_path / checkpoint.name(step))
+    newer = tmp_path / checkpoint.name(1)
+    rewrite(newer, msgspec.json.decode((newer / "state.json").read_bytes()) | change)
+    found, (refused,) = checkpoint.latest(tmp_path)
+    assert found == tmp_path / checkpoint.name(0)
+    assert "step-000001 is of another version of mappa, or damaged" in refused and message in refused
+    with pytest.raises(CheckpointError, match=message):
+        Learner.load(newer, settings(tiny_model))
+
+
+def test_a_checkpoint_without_a_state_is_passed_over(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / checkpoint.name(0)
+    Learner(settings(tiny_model)).save(folder)
+    (folder / "state.json").unlink()
+    (folder / "manifest.json").write_text("{}")
+    found, (refused,) = checkpoint.latest(tmp_path)
+    assert found is None and "state.json" in refused
+
+
 def rewrite(folder: Path, state: dict[str, object]) -> None:
     """Give a checkpoint another state, as if it had been saved with it."""
     (folder / "state.json").write_bytes(msgspec.json.encode(state))
