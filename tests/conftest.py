@@ -12,6 +12,11 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+# The same examples on every run, and no time limit per example: the machine may be busy.
+settings.register_profile("steady", derandomize=True, deadline=None, max_examples=40, database=None)
+settings.load_profile("steady")
 
 _LONGEST = ("test_real_base.py", "test_train.py", "test_resume.py", "test_ranks.py")
 """Files that take minutes. A worker that began one of them last would keep the others waiting."""

@@ -7,14 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 import mappa_kernels
 from mappa_kernels import dispatch
-
-# The same examples on every run, and no time limit per example: the machine may be busy.
-settings.register_profile("kernels", derandomize=True, deadline=None, max_examples=40, database=None)
-settings.load_profile("kernels")
 
 
 @pytest.fixture
