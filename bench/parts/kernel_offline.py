@@ -37,10 +37,10 @@ def predict(tokens: int, width: int, vocabulary: int) -> None:
     numerators = 2.0 * tokens * vocabulary
     sums = 2 * 4.0 * tokens * width * vocabulary_chunks
     tile = candidates("logits", torch.bfloat16, "sm_90")[0].columns
-    statistics = 3 * 4.0 * tokens * (vocabulary / tile)
+    statistic = 4.0 * tokens * (vocabulary / tile)
     steps = {
-        "logits, log-prob alone": (flops, weight_bytes + statistics),
-        "logits, numerators kept": (flops, weight_bytes + statistics + numerators),
+        "logits, log-prob alone": (flops, weight_bytes + 3 * statistic),
+        "logits, numerators kept": (flops, weight_bytes + 4 * statistic + numerators),
         "accumulate": (flops, weight_bytes + numerators + sums),
     }
     times = {}

@@ -84,6 +84,29 @@ def test_a_row_has_the_same_bits_in_any_batch():
         assert all(torch.equal(part, all_[rows]) for part, all_ in zip(run(rows), whole, strict=True))
 
 
+@pytest.mark.parametrize("margin", [8.0, 24.0])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("of", ["logprob", "entropy"])
+def test_the_gradient_of_a_confident_model(dtype, margin, of):
+    """Where the target is nearly certain the gradient is small: rounding its probability must not drown it."""
+    _, weight, targets = problem(16, 64, 300, dtype, seed=3, spread=8.0)
+    likely = weight[targets].double()
+    hidden = (likely * margin / likely.square().sum(1, keepdim=True)).to(dtype)
+    gradients = []
+    for run, kind in ((linear_logprob, dtype), (None, torch.float64), (None, torch.float32)):
+        states = hidden.to(kind, copy=True).requires_grad_()
+        if run is None:
+            results = truth(states, weight.to(kind), targets, 1.0)
+        else:
+            results = run(states, weight, targets, entropy="grad", backend="triton")
+        results[of == "entropy"].sum().backward()
+        gradients.append(states.grad)
+    mine, exact, single = gradients
+    # What rounding the numerators and the result to the input's type may cost.
+    size = exact.square().mean().sqrt().item()
+    assert error(mine, exact) <= 2 * error(single.to(dtype), exact) + 2 * torch.finfo(dtype).eps * size
+
+
 def test_extreme_logits_and_edges():
     hidden, weight, targets = problem(5, 8, 70, spread=1e4)
     exact, _ = truth(hidden.double(), weight.double(), targets, 1.0)

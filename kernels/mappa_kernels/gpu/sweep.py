@@ -109,7 +109,7 @@ class _Chunk:
         kind = "weighted" if entropy_direction else "numerators" if direction else "logits"
         self.config = config(kind, hidden.dtype, hidden.shape[1], hidden.device)
         self.shift = self._floats(fill=-torch.inf)
-        self.total, self.weighted = (self._floats(dtype=torch.float64) for _ in range(2))
+        self.total, self.weighted, self.kept, self.kept_weighted = (self._floats(dtype=torch.float64) for _ in range(4))
         self.at_target, self.carry = self._floats(), self._floats()
         self.mean = self._floats(hidden.shape[1]) if direction else None
         self.weighted_mean = self._floats(hidden.shape[1]) if entropy_direction else None
@@ -123,7 +123,7 @@ class _Chunk:
         log_total, shift = self.total.log(), self.shift.double() * kernels.LN_2.value
         deviation = self.weighted / self.total
         if self.mean is not None and self.tokens:
-            self._finish(deviation.float())
+            self._finish()
         return Sweep(
             (self.at_target.double() - shift - log_total).float(),
             (log_total - deviation).float(),
@@ -132,34 +132,37 @@ class _Chunk:
             self.weighted_mean,
         )
 
-    def multiply(self, columns: slice, c: Config) -> tuple[Tensor, Tensor, Tensor]:
-        """Numerators e and e x of a chunk of the vocabulary (empty where nobody needs them) and [3, tiles, tokens]:
-        shifts, sums of e and sums of e x of each tile. Changes nothing but `at_target`."""
+    def multiply(self, columns: slice, c: Config) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Numerators e and e x of a chunk of the vocabulary (empty where nobody needs them) and, each [tiles, tokens],
+        the tiles' shifts, sums of e, of e x, and of both as they are kept (where they are). Changes nothing but
+        `at_target`."""
         size = columns.stop - columns.start
-        statistics = torch.empty(3, triton.cdiv(size, c.columns), self.tokens, device=self.device)
-        shifts, totals, weighted = statistics
         keep, keep_weighted = self.mean is not None, self.weighted_mean is not None
+        shape = (triton.cdiv(size, c.columns), self.tokens)
+        shifts, totals, weighted = (torch.empty(shape, device=self.device) for _ in range(3))
+        kept = torch.empty_like(totals) if keep else totals
+        kept_weighted = torch.empty_like(weighted) if keep_weighted else weighted
         shares, weighted_shares = (
             torch.empty(self.tokens, size if wanted else 0, device=self.device, dtype=self.weight.dtype)
             for wanted in (keep, keep_weighted)
         )
         kernels.logits[_grid(self.tokens, size, c)](
             self.hidden, self.weight, self.targets, self.scale, shares, weighted_shares, shifts, totals, weighted,
-            self.at_target, self.tokens, len(self.weight), columns.start, columns.stop, self.hidden.shape[1],
-            self.hidden.stride(0), self.weight.stride(0), size,
+            kept, kept_weighted, self.at_target, self.tokens, len(self.weight), columns.start, columns.stop,
+            self.hidden.shape[1], self.hidden.stride(0), self.weight.stride(0), size,
             ROWS=c.rows, COLUMNS=c.columns, INNER=c.inner, GROUP=BAND, KEEP=keep, KEEP_WEIGHTED=keep_weighted,
             UPCAST=_upcast(self.hidden), num_warps=c.warps, num_stages=c.stages,
         )  # fmt: skip
-        return shares, weighted_shares, statistics
+        return shares, weighted_shares, (shifts, totals, weighted, kept, kept_weighted)
 
     def _take(self, columns: slice) -> None:
         """One chunk of the vocabulary: numerators and statistics, then the sums."""
         c = self.config
         shares, weighted_shares, statistics = self.multiply(columns, c)
-        shifts, totals, weighted = statistics
+        shifts = statistics[0]
         kernels.merge[(triton.cdiv(self.tokens, 128),)](
-            shifts, totals, weighted, self.shift, self.total, self.weighted, self.carry, self.tokens, len(shifts),
-            BLOCK=128,
+            *statistics, self.shift, self.total, self.weighted, self.kept, self.kept_weighted, self.carry, self.tokens,
+            len(shifts), KEEP=self.mean is not None, BLOCK=128,
         )  # fmt: skip
         rows = self.weight[columns]
         if self.weighted_mean is not None:  # before the plain sum, whose old value it needs
@@ -167,11 +170,11 @@ class _Chunk:
         if self.mean is not None:
             _accumulate(shares, rows, self.mean, shifts, self.carry, c.columns)
 
-    def _finish(self, deviation: Tensor) -> None:
-        width = self.hidden.shape[1]
+    def _finish(self) -> None:
+        width, deviation = self.hidden.shape[1], self.kept_weighted / self.kept
         block = min(1024, triton.next_power_of_2(width))
         kernels.finish[(self.tokens, triton.cdiv(width, block))](
-            self.weight, self.targets, self.scale, self.total.float(), deviation, self.mean,
+            self.weight, self.targets, self.scale, self.kept.float(), deviation.float(), self.mean,
             self.mean if self.weighted_mean is None else self.weighted_mean, width, self.weight.stride(0),
             WEIGHTED=self.weighted_mean is not None, BLOCK=block,
         )  # fmt: skip

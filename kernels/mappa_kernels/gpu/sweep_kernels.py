@@ -6,7 +6,8 @@ its softmax numerators e in the weight's type and its statistics, both relative 
 program waits for another. `merge` brings the tiles' statistics together, in their order. `accumulate` adds e W.
 
 Shifts are whole powers of two, so bringing one tile's numerators to another's shift is exact in any float type: bf16
-numerators are rounded once.
+numerators are rounded once. The sums of e W are divided by the sum of the numerators as they were rounded: over that of
+e itself, the rounding of a likely token's e would stay in its weight, and outgrow the gradient of a confident model.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def logits_of(
 
 @triton.jit
 def logits(
-    hidden, weight, targets, scale, shares, weighted_shares, shifts, totals, weighted, at_target,
+    hidden, weight, targets, scale, shares, weighted_shares, shifts, totals, weighted, kept, kept_weighted, at_target,
     tokens, vocabulary, first, last, width, stride_h, stride_w, stride_s,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, GROUP: tl.constexpr,
     KEEP: tl.constexpr, KEEP_WEIGHTED: tl.constexpr, UPCAST: tl.constexpr,
@@ -67,8 +68,8 @@ def logits(
     """Vocabulary rows [first, last) for every token of the chunk.
 
     shares, weighted_shares [tokens, last - first]: e and e x, with x = z - shift ln 2 (kept only if asked for).
-    shifts, totals, weighted [tiles, tokens]: per tile the shift, sum e, sum e x. at_target [tokens]: z of the
-    target, written by the one tile that holds it.
+    shifts, totals, weighted [tiles, tokens]: per tile the shift, sum e, sum e x; kept, kept_weighted: the sums of what
+    `shares` and `weighted_shares` hold. at_target [tokens]: z of the target, written by the one tile that holds it.
     """
     row_tiles, column_tiles = tl.cdiv(tokens, ROWS), tl.cdiv(last - first, COLUMNS)
     row, column = tile_of(tl.program_id(0), row_tiles, column_tiles, GROUP)
@@ -99,16 +100,42 @@ def logits(
     if KEEP:
         place = t[:, None].to(tl.int64) * stride_s + (v - first)[None, :]
         inside = t_in[:, None] & (v[None, :] < last)
-        tl.store(shares + place, e.to(shares.dtype.element_ty), mask=inside)
+        rounded = e.to(shares.dtype.element_ty)
+        tl.store(shares + place, rounded, mask=inside)
+        tl.store(kept + at, tl.sum(rounded.to(tl.float32), 1), mask=t_in)
         if KEEP_WEIGHTED:
-            tl.store(weighted_shares + place, ex.to(shares.dtype.element_ty), mask=inside)
+            rounded = ex.to(shares.dtype.element_ty)
+            tl.store(weighted_shares + place, rounded, mask=inside)
+            tl.store(kept_weighted + at, tl.sum(rounded.to(tl.float32), 1), mask=t_in)
+
+
+@triton.jit
+def carried(total_state, weighted_state, t, t_in, drop):
+    """Running sums of e and e x, brought to a shift that lies `drop` lower than theirs, fp64."""
+    total = tl.load(total_state + t, mask=t_in, other=0.0)
+    sums = tl.load(weighted_state + t, mask=t_in, other=0.0)
+    factor = tl.exp2(drop).to(tl.float64)
+    # Nothing was seen before the first chunk: its drop is infinite, its sums are 0.
+    sums = tl.where(total > 0, (sums + tl.where(total > 0, drop, 0.0).to(tl.float64) * LN_2 * total) * factor, 0.0)
+    return total * factor, sums
+
+
+@triton.jit
+def added(total, sums, totals, weighted, at, t_in, drop):
+    """(total, sums) and those of one tile, whose shift lies `drop` lower."""
+    share = tl.load(totals + at, mask=t_in, other=0.0).to(tl.float64)
+    part = tl.load(weighted + at, mask=t_in, other=0.0).to(tl.float64)
+    power = tl.exp2(drop).to(tl.float64)
+    return total + share * power, sums + (part + drop.to(tl.float64) * LN_2 * share) * power
 
 
 @triton.jit
 def merge(
-    shifts, totals, weighted, shift_state, total_state, weighted_state, carry, tokens, tiles, BLOCK: tl.constexpr
+    shifts, totals, weighted, kept, kept_weighted, shift_state, total_state, weighted_state, kept_state,
+    kept_weighted_state, carry, tokens, tiles,
+    KEEP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Take a chunk's tiles into the running statistics, tile after tile.
+    """Take a chunk's tiles into the running statistics, tile after tile; KEEP: the sums of what was kept too.
 
     The state is relative to shift_state; `carry` receives old shift - new shift, and `shifts` each tile's - new.
     """
@@ -119,24 +146,22 @@ def merge(
     for tile in range(tiles):
         new = tl.maximum(new, tl.load(shifts + tile * tokens + t, mask=t_in, other=float("-inf")))
     drop = old - new
-    total = tl.load(total_state + t, mask=t_in, other=0.0)
-    sums = tl.load(weighted_state + t, mask=t_in, other=0.0)
-    factor = tl.exp2(drop).to(tl.float64)
-    # Nothing was seen before the first chunk: its drop is infinite, its sums are 0.
-    sums = tl.where(total > 0, (sums + tl.where(total > 0, drop, 0.0).to(tl.float64) * LN_2 * total) * factor, 0.0)
-    total = total * factor
+    total, sums = carried(total_state, weighted_state, t, t_in, drop)
+    if KEEP:
+        kept_total, kept_sums = carried(kept_state, kept_weighted_state, t, t_in, drop)
     for tile in range(tiles):
         at = tile * tokens + t
         below = tl.load(shifts + at, mask=t_in, other=0.0) - new
-        share = tl.load(totals + at, mask=t_in, other=0.0).to(tl.float64)
-        part = tl.load(weighted + at, mask=t_in, other=0.0).to(tl.float64)
-        power = tl.exp2(below).to(tl.float64)
-        sums += (part + below.to(tl.float64) * LN_2 * share) * power
-        total += share * power
+        total, sums = added(total, sums, totals, weighted, at, t_in, below)
+        if KEEP:
+            kept_total, kept_sums = added(kept_total, kept_sums, kept, kept_weighted, at, t_in, below)
         tl.store(shifts + at, below, mask=t_in)
     tl.store(shift_state + t, new, mask=t_in)
     tl.store(total_state + t, total, mask=t_in)
     tl.store(weighted_state + t, sums, mask=t_in)
+    if KEEP:
+        tl.store(kept_state + t, kept_total, mask=t_in)
+        tl.store(kept_weighted_state + t, kept_sums, mask=t_in)
     tl.store(carry + t, drop, mask=t_in)
 
 
@@ -191,7 +216,10 @@ def finish(
     weight, targets, scale, total, deviation, mean, weighted, width, stride_w,
     WEIGHTED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sums of e W become directions, in place: (W[y] - mean) scale, and -(weighted - deviation mean) scale."""
+    """Sums of e W become directions, in place: (W[y] - mean) scale, and -(weighted - deviation mean) scale.
+
+    total, deviation [tokens]: the sum of e as the product took it, and the mean of x under it.
+    """
     t = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = k < width
