@@ -33,7 +33,8 @@ struct TileState {
 
 // What turns logits into the gradient of the loss in them.
 struct TileGradient {
-  float lse[MAX_TOKENS];
+  float maximum[MAX_TOKENS];    // as in TileState, at the end of the sweep
+  float log_total[MAX_TOKENS];  // log of the sum of e
   float entropy[MAX_TOKENS];
   float grad_logprob[MAX_TOKENS];
   float grad_entropy[MAX_TOKENS];

@@ -143,7 +143,7 @@ void finish_directions(const Kernels& k, const Matrix& weight, const TileState& 
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, std::optional<at::Tensor>, std::optional<at::Tensor>> sweep(
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, std::optional<at::Tensor>, std::optional<at::Tensor>> sweep(
     const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets,
     const at::Tensor& inverse_temperature, bool direction, bool entropy_direction) {
   const Kernels& k = kernels();
@@ -166,7 +166,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, std::optional<at::Tensor>, std::o
   }
 
   at::Tensor logprob = at::empty({tokens}, at::kFloat), entropy = at::empty({tokens}, at::kFloat);
-  at::Tensor lse = at::empty({tokens}, at::kFloat);
+  at::Tensor maxima = at::empty({tokens}, at::kFloat), log_totals = at::empty({tokens}, at::kFloat);
   for (int64_t t = 0; t < tokens; ++t) {
     const TileState& state = states[t / k.tokens];
     const int64_t lane = t % k.tokens;
@@ -174,7 +174,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, std::optional<at::Tensor>, std::o
     const double at_target = static_cast<double>(state.at_target[lane]) * state.scale[lane];
     logprob.data_ptr<float>()[t] = static_cast<float>(at_target - maximum - log_total);
     entropy.data_ptr<float>()[t] = static_cast<float>(log_total - state.weighted[lane] / state.total[lane]);
-    lse.data_ptr<float>()[t] = static_cast<float>(maximum + log_total);
+    // Apart: their sum, rounded, would be as coarse as the largest logit.
+    maxima.data_ptr<float>()[t] = state.maximum[lane];
+    log_totals.data_ptr<float>()[t] = static_cast<float>(log_total);
   }
   if (direction)
     at::parallel_for(0, tiles, 8, [&](int64_t begin, int64_t end) {
@@ -184,12 +186,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, std::optional<at::Tensor>, std::o
     if (!tile_sums.defined()) return std::nullopt;
     return tile_sums.view({tiles * k.tokens, width}).narrow(0, 0, tokens);
   };
-  return {logprob, entropy, lse, rows(mean), rows(weighted)};
+  return {logprob, entropy, maxima, log_totals, rows(mean), rows(weighted)};
 }
 
 at::Tensor weight_gradient(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets,
-                           const at::Tensor& inverse_temperature, const at::Tensor& lse, const at::Tensor& entropy,
-                           const at::Tensor& grad_logprob, const std::optional<at::Tensor>& grad_entropy) {
+                           const at::Tensor& inverse_temperature, const at::Tensor& maximum,
+                           const at::Tensor& log_total, const at::Tensor& entropy, const at::Tensor& grad_logprob,
+                           const std::optional<at::Tensor>& grad_entropy) {
   const Kernels& k = kernels();
   const int64_t tokens = hidden.size(0), width = hidden.size(1), n = k.tokens;
   const std::vector<TileState> states = initial_states(k, targets, inverse_temperature);
@@ -199,7 +202,8 @@ at::Tensor weight_gradient(const at::Tensor& hidden, const at::Tensor& weight, c
   k.read(matrix(hidden), 0, tokens, rows.data_ptr<float>(), ld);
   for (int64_t t = 0; t < tokens; ++t) {
     TileGradient& gradient = gradients[t / n];
-    gradient.lse[t % n] = lse.const_data_ptr<float>()[t];
+    gradient.maximum[t % n] = maximum.const_data_ptr<float>()[t];
+    gradient.log_total[t % n] = log_total.const_data_ptr<float>()[t];
     gradient.entropy[t % n] = entropy.const_data_ptr<float>()[t];
     gradient.grad_logprob[t % n] = grad_logprob.const_data_ptr<float>()[t];
     gradient.grad_entropy[t % n] = grad_entropy ? grad_entropy->const_data_ptr<float>()[t] : 0.0f;

@@ -154,7 +154,8 @@ class _LinearLogProb(torch.autograd.Function):
             direction=needs_hidden,
             entropy_direction=needs_hidden and entropy_gradient,
         )
-        kept = (hidden, weight, targets, inverse_temperature, swept.lse, swept.entropy) if needs_weight else ()
+        statistics = (swept.maximum, swept.log_total, swept.entropy)
+        kept = (hidden, weight, targets, inverse_temperature, *statistics) if needs_weight else ()
         ctx.save_for_backward(swept.direction, swept.entropy_direction, *kept)
         ctx.set_materialize_grads(False)
         ctx.entropy_gradient, ctx.engine, ctx.dtype = entropy_gradient, engine, hidden.dtype

@@ -20,8 +20,10 @@ class Sweep(NamedTuple):
     """[T]"""
     entropy: Tensor
     """[T], nats"""
-    lse: Tensor
-    """[T], log-sum-exp of the tempered logits"""
+    maximum: Tensor
+    """[T], the largest logit m, as the back-end's own `weight_gradient` takes it"""
+    log_total: Tensor
+    """[T], log of the sum of exp(z - m). Apart from m: their sum, rounded, would be as coarse as large logits are"""
     direction: Tensor | None
     """[T, H], u: the gradient of logprob in hidden"""
     entropy_direction: Tensor | None
@@ -48,7 +50,8 @@ class Engine(Protocol):
         weight: Tensor,
         targets: Tensor,
         inverse_temperature: Tensor,
-        lse: Tensor,
+        maximum: Tensor,
+        log_total: Tensor,
         entropy: Tensor,
         grad_logprob: Tensor,
         grad_entropy: Tensor | None,
@@ -77,9 +80,7 @@ class EagerEngine:
             for chunk in chunks:
                 chunk.add(tile, columns.start)
         finished = [chunk.finish(weight) for chunk in chunks]
-        logprob, entropy, lse, *directions = (cat(parts) for parts in zip(*finished, strict=True))
-        assert logprob is not None and entropy is not None and lse is not None
-        return Sweep(logprob, entropy, lse, *directions)
+        return joined(finished)
 
     def weight_gradient(
         self,
@@ -87,7 +88,8 @@ class EagerEngine:
         weight: Tensor,
         targets: Tensor,
         inverse_temperature: Tensor,
-        lse: Tensor,
+        maximum: Tensor,
+        log_total: Tensor,
         entropy: Tensor,
         grad_logprob: Tensor,
         grad_entropy: Tensor | None,
@@ -98,14 +100,14 @@ class EagerEngine:
             tile = weight[columns].to(inverse_temperature.dtype)
             total = torch.zeros_like(tile)
             for rows in _slices(hidden.shape[0], TOKEN_CHUNK):
-                states = hidden[rows].to(tile.dtype) * inverse_temperature[rows, None]
-                log_p = states @ tile.T - lse[rows, None]
+                states, scale = hidden[rows].to(tile.dtype), inverse_temperature[rows, None]
+                log_p = (states @ tile.T).mul_(scale).sub_(maximum[rows, None]).sub_(log_total[rows, None])
                 share = log_p.exp() * grad_logprob[rows, None]
                 if grad_entropy is not None:
                     share += log_p.exp() * (log_p + entropy[rows, None]) * grad_entropy[rows, None]
                 share.neg_()
                 _add_at_targets(share, targets[rows] - columns.start, grad_logprob[rows])
-                total.addmm_(share.T, states)
+                total.addmm_(share.T, states * scale)
             gradient[columns] = total.to(weight.dtype)
         return gradient
 
@@ -141,8 +143,8 @@ class _Chunk:
         if self.weighted_row is not None:
             self.weighted_row.addmm_(shares, tile)
 
-    def finish(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-        """The fields of a Sweep for these rows."""
+    def finish(self, weight: Tensor) -> Sweep:
+        """What the sweep yields for these rows."""
         log_total = self.total.log()
         logprob = (self.at_target - self._shift()) - log_total
         mean_deviation = self.weighted / self.total
@@ -154,7 +156,7 @@ class _Chunk:
             if self.weighted_row is not None:
                 covariance = self.weighted_row / self.total[:, None] - mean_deviation[:, None] * self.mean_row
                 entropy_direction = -covariance * self.scale[:, None]
-        return logprob, log_total - mean_deviation, self._shift() + log_total, direction, entropy_direction
+        return Sweep(logprob, log_total - mean_deviation, self._shift(), log_total, direction, entropy_direction)
 
     def _shift(self) -> Tensor:
         # A row of -inf logits keeps its maximum at -inf; subtracting that would make NaN.
@@ -186,7 +188,19 @@ def _add_at_targets(share: Tensor, column: Tensor, values: Tensor) -> None:
     share[rows, column[rows]] += values[rows]
 
 
-def cat(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """The chunks of one field; None where it was not computed."""
+def joined(chunks: Sequence[Sweep]) -> Sweep:
+    """The rows of all chunks, in their order."""
+    if len(chunks) == 1:
+        return chunks[0]
+    logprob, entropy, maximum, log_total = (
+        torch.cat(parts)
+        for parts in zip(*((c.logprob, c.entropy, c.maximum, c.log_total) for c in chunks), strict=True)
+    )
+    directions = ([c.direction for c in chunks], [c.entropy_direction for c in chunks])
+    return Sweep(logprob, entropy, maximum, log_total, *(_cat(parts) for parts in directions))
+
+
+def _cat(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """None where the field was not computed."""
     present = [part for part in parts if part is not None]
     return torch.cat(present) if present else None

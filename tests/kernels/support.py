@@ -36,6 +36,15 @@ def problem(
     return hidden.to(dtype), weight.to(dtype), targets
 
 
+def large_logits(tokens: int, vocabulary: int, size: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states, weight and targets whose logits are whole numbers within 3 of `size`: exact in fp32."""
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(-3, 4, (vocabulary,), generator=generator).float()
+    hidden = torch.tensor([size, 1.0]).expand(tokens, 2).contiguous()
+    targets = torch.randint(0, vocabulary, (tokens,), generator=generator)
+    return hidden, torch.stack((torch.ones(vocabulary), words), 1), targets
+
+
 def error(values: Tensor, exact: Tensor) -> float:
     """Root mean square distance."""
     return (values.double() - exact).square().mean().sqrt().item() if values.numel() else 0.0

@@ -138,7 +138,9 @@ def _logits(kind: str, dtype: torch.dtype, config: Config) -> list[Case]:
         f"shares:*{d} weighted_shares:*{d} shifts:*fp32 totals:*fp32 weighted:*fp32 kept:*fp32 kept_weighted:*fp32 "
         "at_target:*fp32 stride_s:i32"
     )
-    gradient = f"lse:*fp32 entropy:*fp32 grad_logprob:*fp32 grad_entropy:*fp32 out:*{d} stride_o:i32"
+    gradient = (
+        f"maximum:*fp32 log_total:*fp32 entropy:*fp32 grad_logprob:*fp32 grad_entropy:*fp32 out:*{d} stride_o:i32"
+    )
     constants = {"KEEP": kind != "logits", "KEEP_WEIGHTED": kind == "weighted"}
     first = _case(f"{kind} {d}", sweep_kernels.logits, f"{common} {strides} {own}", constants, config)
     if kind != "numerators":

@@ -12,7 +12,7 @@ from mappa_kernels import dispatch
 from mappa_kernels.gpu import configs
 from mappa_kernels.gpu import sweep_kernels as kernels
 from mappa_kernels.gpu.configs import Config, Measure, config, milliseconds
-from mappa_kernels.sweep import Sweep, cat
+from mappa_kernels.sweep import Sweep, joined
 
 TOKENS = 4096
 """Tokens of a chunk."""
@@ -42,11 +42,7 @@ class TritonEngine:
         ]
         with torch.cuda.device_of(hidden):
             parts = [chunk.run() for chunk in chunks]
-        if len(parts) == 1:
-            return parts[0]
-        logprob, entropy, lse, *directions = (cat(column) for column in zip(*parts, strict=True))
-        assert logprob is not None and entropy is not None and lse is not None
-        return Sweep(logprob, entropy, lse, *directions)
+        return joined(parts)
 
     def weight_gradient(
         self,
@@ -54,7 +50,8 @@ class TritonEngine:
         weight: Tensor,
         targets: Tensor,
         inverse_temperature: Tensor,
-        lse: Tensor,
+        maximum: Tensor,
+        log_total: Tensor,
         entropy: Tensor,
         grad_logprob: Tensor,
         grad_entropy: Tensor | None,
@@ -62,7 +59,9 @@ class TritonEngine:
         """Vocabulary chunks outside, so that each chunk's gradient is summed over all tokens in fp32."""
         hidden, weight = _rows(hidden), _rows(weight)
         grad_entropy = torch.zeros_like(grad_logprob) if grad_entropy is None else grad_entropy.contiguous()
-        per_token = (targets, inverse_temperature, lse, entropy, grad_logprob.contiguous(), grad_entropy)
+        per_token = (
+            targets, inverse_temperature, maximum, log_total, entropy, grad_logprob.contiguous(), grad_entropy,
+        )  # fmt: skip
         gradient = torch.empty_like(weight)
         with torch.cuda.device_of(hidden):
             for columns in _slices(len(weight), VOCABULARY):
@@ -127,7 +126,8 @@ class _Chunk:
         return Sweep(
             (self.at_target.double() - shift - log_total).float(),
             (log_total - deviation).float(),
-            (shift + log_total).float(),
+            shift.float(),
+            (log_total + (shift - shift.float())).float(),
             self.mean,
             self.weighted_mean,
         )

@@ -235,7 +235,7 @@ def finish(
 
 @triton.jit
 def coefficients(
-    hidden, weight, targets, scale, lse, entropy, grad_logprob, grad_entropy, out,
+    hidden, weight, targets, scale, maximum, log_total, entropy, grad_logprob, grad_entropy, out,
     tokens, vocabulary, first, last, width, stride_h, stride_w, stride_o,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, GROUP: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -249,7 +249,8 @@ def coefficients(
         hidden, weight, t, v, tokens, vocabulary, width, stride_h, stride_w, ROWS, COLUMNS, INNER, UPCAST
     )  # fmt: skip
     factor = tl.load(scale + t, mask=t_in, other=1.0)[:, None]
-    log_p = tl.maximum(acc * factor - tl.load(lse + t, mask=t_in, other=0.0)[:, None], -1e30)
+    x = acc * factor - tl.load(maximum + t, mask=t_in, other=0.0)[:, None]
+    log_p = tl.maximum(x - tl.load(log_total + t, mask=t_in, other=0.0)[:, None], -1e30)
     by_logprob = tl.load(grad_logprob + t, mask=t_in, other=0.0)[:, None]
     by_entropy = tl.load(grad_entropy + t, mask=t_in, other=0.0)[:, None]
     spread = log_p + tl.load(entropy + t, mask=t_in, other=0.0)[:, None]
