@@ -15,7 +15,7 @@ from mappa_kernels import (
     process_advantage,
 )
 from mappa_kernels.gpu import sweep
-from tests.kernels.support import error, problem, truth
+from tests.kernels.support import BUDGET, error, large_logits, problem, truth
 
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -82,6 +82,24 @@ def test_a_row_has_the_same_bits_in_any_batch():
     whole = run(slice(None))
     for rows in (slice(3, 4), torch.tensor([18, 0, 13]), slice(2, 19)):
         assert all(torch.equal(part, all_[rows]) for part, all_ in zip(run(rows), whole, strict=True))
+
+
+@pytest.mark.parametrize("size", [2048.0, 2.0**20])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_all_logits_large_and_close_together(size, temperature):
+    hidden, weight, targets = large_logits(16, 300, size)
+
+    def ours(h: Tensor, w: Tensor):
+        return linear_logprob(h, w, targets, temperature=temperature, entropy="grad", backend="triton")
+
+    mine = logprob_and_gradients(hidden, weight, targets, ours)
+    exact, single = (
+        logprob_and_gradients(hidden.to(t), weight.to(t), targets, lambda h, w: truth(h, w, targets, temperature))
+        for t in (torch.float64, torch.float32)
+    )
+    for name, ours_, theirs, right in zip(("logprob", "entropy", "hidden", "weight"), mine, single, exact, strict=True):
+        floor = 1e-6 * (1 + right.square().mean().sqrt().item())
+        assert error(ours_, right) <= BUDGET * error(theirs, right) + floor, name
 
 
 @pytest.mark.parametrize("margin", [8.0, 24.0])

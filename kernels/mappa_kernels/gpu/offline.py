@@ -135,12 +135,10 @@ def _logits(kind: str, dtype: torch.dtype, config: Config) -> list[Case]:
     common = f"hidden:*{d} weight:*{d} targets:*i64 scale:*fp32 tokens:i32 vocabulary:i32 first:i32 last:i32 width:i32"
     strides = "stride_h:i32 stride_w:i32"
     own = (
-        f"shares:*{d} weighted_shares:*{d} shifts:*fp32 totals:*fp32 weighted:*fp32 kept:*fp32 kept_weighted:*fp32 "
+        f"shares:*{d} weighted_shares:*{d} tops:*fp32 totals:*fp32 weighted:*fp32 kept:*fp32 kept_weighted:*fp32 "
         "at_target:*fp32 stride_s:i32"
     )
-    gradient = (
-        f"maximum:*fp32 log_total:*fp32 entropy:*fp32 grad_logprob:*fp32 grad_entropy:*fp32 out:*{d} stride_o:i32"
-    )
+    gradient = f"top:*fp32 log_total:*fp32 entropy:*fp32 grad_logprob:*fp32 grad_entropy:*fp32 out:*{d} stride_o:i32"
     constants = {"KEEP": kind != "logits", "KEEP_WEIGHTED": kind == "weighted"}
     first = _case(f"{kind} {d}", sweep_kernels.logits, f"{common} {strides} {own}", constants, config)
     if kind != "numerators":
@@ -180,7 +178,7 @@ def _small(where: str) -> list[Case]:
         _case(
             "merge",
             sweep_kernels.merge,
-            "shifts:*fp32 totals:*fp32 weighted:*fp32 kept:*fp32 kept_weighted:*fp32 shift_state:*fp32 "
+            "tops:*fp32 totals:*fp32 weighted:*fp32 kept:*fp32 kept_weighted:*fp32 scale:*fp32 top_state:*fp32 "
             "total_state:*fp64 weighted_state:*fp64 kept_state:*fp64 kept_weighted_state:*fp64 carry:*fp32 tokens:i32 "
             "tiles:i32",
             {"KEEP": True, "BLOCK": 128},

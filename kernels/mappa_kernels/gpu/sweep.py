@@ -107,7 +107,7 @@ class _Chunk:
         self.tokens, self.device = len(hidden), hidden.device
         kind = "weighted" if entropy_direction else "numerators" if direction else "logits"
         self.config = config(kind, hidden.dtype, hidden.shape[1], hidden.device)
-        self.shift = self._floats(fill=-torch.inf)
+        self.top = self._floats(fill=-torch.inf)
         self.total, self.weighted, self.kept, self.kept_weighted = (self._floats(dtype=torch.float64) for _ in range(4))
         self.at_target, self.carry = self._floats(), self._floats()
         self.mean = self._floats(hidden.shape[1]) if direction else None
@@ -119,27 +119,30 @@ class _Chunk:
             step = VOCABULARY if self.mean is not None else len(self.weight)
             for columns in _slices(len(self.weight), step):
                 self._take(columns)
-        log_total, shift = self.total.log(), self.shift.double() * kernels.LN_2.value
-        deviation = self.weighted / self.total
         if self.mean is not None and self.tokens:
             self._finish()
+        scale, top = self.scale.double(), self.top.double()
+        maximum = top * scale
+        # Sums are relative to the shift, `rest` above the maximum: the same arithmetic as in the kernels.
+        rest = (maximum - (maximum * kernels.LOG2_E.value).ceil() * kernels.LN_2.value).clamp(-1.0, 0.0)
+        log_total = self.total.log()
         return Sweep(
-            (self.at_target.double() - shift - log_total).float(),
-            (log_total - deviation).float(),
-            shift.float(),
-            (log_total + (shift - shift.float())).float(),
+            ((self.at_target.double() - top) * scale + rest - log_total).float(),
+            (log_total - self.weighted / self.total).float(),
+            self.top,
+            (log_total - rest).float(),
             self.mean,
             self.weighted_mean,
         )
 
     def multiply(self, columns: slice, c: Config) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Numerators e and e x of a chunk of the vocabulary (empty where nobody needs them) and, each [tiles, tokens],
-        the tiles' shifts, sums of e, of e x, and of both as they are kept (where they are). Changes nothing but
-        `at_target`."""
+        the tiles' largest products, sums of e, of e x, and of both as they are kept (where they are). Changes nothing
+        but `at_target`."""
         size = columns.stop - columns.start
         keep, keep_weighted = self.mean is not None, self.weighted_mean is not None
         shape = (triton.cdiv(size, c.columns), self.tokens)
-        shifts, totals, weighted = (torch.empty(shape, device=self.device) for _ in range(3))
+        tops, totals, weighted = (torch.empty(shape, device=self.device) for _ in range(3))
         kept = torch.empty_like(totals) if keep else totals
         kept_weighted = torch.empty_like(weighted) if keep_weighted else weighted
         shares, weighted_shares = (
@@ -147,28 +150,28 @@ class _Chunk:
             for wanted in (keep, keep_weighted)
         )
         kernels.logits[_grid(self.tokens, size, c)](
-            self.hidden, self.weight, self.targets, self.scale, shares, weighted_shares, shifts, totals, weighted,
+            self.hidden, self.weight, self.targets, self.scale, shares, weighted_shares, tops, totals, weighted,
             kept, kept_weighted, self.at_target, self.tokens, len(self.weight), columns.start, columns.stop,
             self.hidden.shape[1], self.hidden.stride(0), self.weight.stride(0), size,
             ROWS=c.rows, COLUMNS=c.columns, INNER=c.inner, GROUP=BAND, KEEP=keep, KEEP_WEIGHTED=keep_weighted,
             UPCAST=_upcast(self.hidden), num_warps=c.warps, num_stages=c.stages,
         )  # fmt: skip
-        return shares, weighted_shares, (shifts, totals, weighted, kept, kept_weighted)
+        return shares, weighted_shares, (tops, totals, weighted, kept, kept_weighted)
 
     def _take(self, columns: slice) -> None:
         """One chunk of the vocabulary: numerators and statistics, then the sums."""
         c = self.config
         shares, weighted_shares, statistics = self.multiply(columns, c)
-        shifts = statistics[0]
         kernels.merge[(triton.cdiv(self.tokens, 128),)](
-            *statistics, self.shift, self.total, self.weighted, self.kept, self.kept_weighted, self.carry, self.tokens,
-            len(shifts), KEEP=self.mean is not None, BLOCK=128,
+            *statistics, self.scale, self.top, self.total, self.weighted, self.kept, self.kept_weighted, self.carry,
+            self.tokens, len(statistics[0]), KEEP=self.mean is not None, BLOCK=128,
         )  # fmt: skip
+        drops = statistics[0]  # which `merge` left where the largest products stood
         rows = self.weight[columns]
         if self.weighted_mean is not None:  # before the plain sum, whose old value it needs
-            _accumulate(weighted_shares, rows, self.weighted_mean, shifts, self.carry, c.columns, shares, self.mean)
+            _accumulate(weighted_shares, rows, self.weighted_mean, drops, self.carry, c.columns, shares, self.mean)
         if self.mean is not None:
-            _accumulate(shares, rows, self.mean, shifts, self.carry, c.columns)
+            _accumulate(shares, rows, self.mean, drops, self.carry, c.columns)
 
     def _finish(self) -> None:
         width, deviation = self.hidden.shape[1], self.kept_weighted / self.kept

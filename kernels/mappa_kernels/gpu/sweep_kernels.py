@@ -5,6 +5,10 @@ A chunk of tokens meets a chunk of the vocabulary. `logits` multiplies them tile
 its softmax numerators e in the weight's type and its statistics, both relative to a shift of the tile's own: no
 program waits for another. `merge` brings the tiles' statistics together, in their order. `accumulate` adds e W.
 
+With z = scale hidden . weight and m the largest z of a tile, e = exp(x) and x = z - shift ln 2 = (z - m) + (m - shift
+ln 2): the first difference is exact in fp32 where it matters, the second is taken in fp64, once per token. So large
+logits cost no accuracy.
+
 Shifts are whole powers of two, so bringing one tile's numerators to another's shift is exact in any float type: bf16
 numerators are rounded once. The sums of e W are divided by the sum of the numerators as they were rounded: over that of
 e itself, the rounding of a likely token's e would stay in its weight, and outgrow the gradient of a confident model.
@@ -59,17 +63,33 @@ def logits_of(
 
 
 @triton.jit
+def shift_of(top, scale):
+    """(shift, m - shift ln 2 in (-ln 2, 0]) for the largest product of a tile or of all, m = top scale; fp64, fp32."""
+    m = tl.maximum(top, -1e38).to(tl.float64) * scale.to(tl.float64)  # finite for a row of nothing but -inf
+    shift = tl.ceil(m * LOG2_E)
+    # Beyond 2^50 even fp64 knows the difference no better than to a whole number: nothing to exponentiate.
+    rest = tl.minimum(tl.maximum(m - shift * LN_2, -1.0), 0.0)
+    return shift, rest.to(tl.float32)
+
+
+@triton.jit
+def between(shift, other):
+    """shift - other, fp32 and finite."""
+    return tl.maximum(shift - other, -1e30).to(tl.float32)
+
+
+@triton.jit
 def logits(
-    hidden, weight, targets, scale, shares, weighted_shares, shifts, totals, weighted, kept, kept_weighted, at_target,
+    hidden, weight, targets, scale, shares, weighted_shares, tops, totals, weighted, kept, kept_weighted, at_target,
     tokens, vocabulary, first, last, width, stride_h, stride_w, stride_s,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, GROUP: tl.constexpr,
     KEEP: tl.constexpr, KEEP_WEIGHTED: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Vocabulary rows [first, last) for every token of the chunk.
 
-    shares, weighted_shares [tokens, last - first]: e and e x, with x = z - shift ln 2 (kept only if asked for).
-    shifts, totals, weighted [tiles, tokens]: per tile the shift, sum e, sum e x; kept, kept_weighted: the sums of what
-    `shares` and `weighted_shares` hold. at_target [tokens]: z of the target, written by the one tile that holds it.
+    shares, weighted_shares [tokens, last - first]: e and e x (kept only if asked for). tops, totals, weighted [tiles,
+    tokens]: per tile the largest product, sum e, sum e x; kept, kept_weighted: the sums of what `shares` and
+    `weighted_shares` hold. at_target [tokens]: the target's product, written by the one tile that holds it.
     """
     row_tiles, column_tiles = tl.cdiv(tokens, ROWS), tl.cdiv(last - first, COLUMNS)
     row, column = tile_of(tl.program_id(0), row_tiles, column_tiles, GROUP)
@@ -80,23 +100,22 @@ def logits(
     acc = logits_of(
         hidden, weight, t, v, tokens, vocabulary, width, stride_h, stride_w, ROWS, COLUMNS, INNER, UPCAST
     )  # fmt: skip
-    z = acc * tl.load(scale + t, mask=t_in, other=1.0)[:, None]
-    z = tl.where(v[None, :] < last, z, float("-inf"))
-    top = tl.max(z, 1)
-    # A row of nothing but -inf keeps a finite shift.
-    shift = tl.ceil(tl.maximum(top, -1e38) * LOG2_E)
-    e = tl.exp2(z * LOG2_E - shift[:, None])
-    x = tl.where(e > 0, z - shift[:, None] * LN_2, 0.0)
-    ex = e * x
+    acc = tl.where(v[None, :] < last, acc, float("-inf"))
+    factor = tl.load(scale + t, mask=t_in, other=1.0)
+    top = tl.maximum(tl.max(acc, 1), -1e38)
+    _, rest = shift_of(top, factor)
+    x = (acc - top[:, None]) * factor[:, None] + rest[:, None]
+    e = tl.exp2(x * LOG2_E)
+    ex = e * tl.where(e > 0, x, 0.0)
 
     at = column.to(tl.int64) * tokens + t
-    tl.store(shifts + at, shift, mask=t_in)
+    tl.store(tops + at, top, mask=t_in)
     tl.store(totals + at, tl.sum(e, 1), mask=t_in)
     tl.store(weighted + at, tl.sum(ex, 1), mask=t_in)
     y = tl.load(targets + t, mask=t_in, other=-1)
     hit = v[None, :] == y[:, None]
     here = (y >= tile_first) & (y < tile_first + COLUMNS) & (y < last)
-    tl.store(at_target + t, tl.sum(tl.where(hit, z, 0.0), 1), mask=t_in & here)
+    tl.store(at_target + t, tl.sum(tl.where(hit, acc, 0.0), 1), mask=t_in & here)
     if KEEP:
         place = t[:, None].to(tl.int64) * stride_s + (v - first)[None, :]
         inside = t_in[:, None] & (v[None, :] < last)
@@ -115,9 +134,7 @@ def carried(total_state, weighted_state, t, t_in, drop):
     total = tl.load(total_state + t, mask=t_in, other=0.0)
     sums = tl.load(weighted_state + t, mask=t_in, other=0.0)
     factor = tl.exp2(drop).to(tl.float64)
-    # Nothing was seen before the first chunk: its drop is infinite, its sums are 0.
-    sums = tl.where(total > 0, (sums + tl.where(total > 0, drop, 0.0).to(tl.float64) * LN_2 * total) * factor, 0.0)
-    return total * factor, sums
+    return total * factor, (sums + drop.to(tl.float64) * LN_2 * total) * factor
 
 
 @triton.jit
@@ -131,32 +148,37 @@ def added(total, sums, totals, weighted, at, t_in, drop):
 
 @triton.jit
 def merge(
-    shifts, totals, weighted, kept, kept_weighted, shift_state, total_state, weighted_state, kept_state,
+    tops, totals, weighted, kept, kept_weighted, scale, top_state, total_state, weighted_state, kept_state,
     kept_weighted_state, carry, tokens, tiles,
     KEEP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Take a chunk's tiles into the running statistics, tile after tile; KEEP: the sums of what was kept too.
 
-    The state is relative to shift_state; `carry` receives old shift - new shift, and `shifts` each tile's - new.
+    The state is relative to the shift of top_state; `carry` receives old shift - new shift, and `tops`, in place, each
+    tile's shift - new.
     """
     t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     t_in = t < tokens
-    old = tl.load(shift_state + t, mask=t_in, other=0.0)
-    new = old
+    factor = tl.load(scale + t, mask=t_in, other=1.0)
+    old_top = tl.load(top_state + t, mask=t_in, other=0.0)
+    top = old_top
     for tile in range(tiles):
-        new = tl.maximum(new, tl.load(shifts + tile * tokens + t, mask=t_in, other=float("-inf")))
-    drop = old - new
+        top = tl.maximum(top, tl.load(tops + tile * tokens + t, mask=t_in, other=float("-inf")))
+    old, _ = shift_of(old_top, factor)
+    new, _ = shift_of(top, factor)
+    drop = between(old, new)
     total, sums = carried(total_state, weighted_state, t, t_in, drop)
     if KEEP:
         kept_total, kept_sums = carried(kept_state, kept_weighted_state, t, t_in, drop)
     for tile in range(tiles):
         at = tile * tokens + t
-        below = tl.load(shifts + at, mask=t_in, other=0.0) - new
+        shift, _ = shift_of(tl.load(tops + at, mask=t_in, other=0.0), factor)
+        below = between(shift, new)
         total, sums = added(total, sums, totals, weighted, at, t_in, below)
         if KEEP:
             kept_total, kept_sums = added(kept_total, kept_sums, kept, kept_weighted, at, t_in, below)
-        tl.store(shifts + at, below, mask=t_in)
-    tl.store(shift_state + t, new, mask=t_in)
+        tl.store(tops + at, below, mask=t_in)
+    tl.store(top_state + t, top, mask=t_in)
     tl.store(total_state + t, total, mask=t_in)
     tl.store(weighted_state + t, sums, mask=t_in)
     if KEEP:
@@ -203,8 +225,7 @@ def accumulate(
     inside = r_in[:, None] & c_in[None, :]
     old = tl.load(sums + place, mask=inside, other=0.0)
     if SHIFTED:
-        # Before the first chunk the carry is -infinity and the sums are 0.
-        drop = tl.maximum(tl.load(carry + r, mask=r_in, other=0.0), -1e30)[:, None]
+        drop = tl.load(carry + r, mask=r_in, other=0.0)[:, None]
         if WEIGHTED:
             old += drop * LN_2 * tl.load(extra_sums + place, mask=inside, other=0.0)
         old *= tl.exp2(drop)
@@ -235,11 +256,14 @@ def finish(
 
 @triton.jit
 def coefficients(
-    hidden, weight, targets, scale, maximum, log_total, entropy, grad_logprob, grad_entropy, out,
+    hidden, weight, targets, scale, top, log_total, entropy, grad_logprob, grad_entropy, out,
     tokens, vocabulary, first, last, width, stride_h, stride_w, stride_o,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, GROUP: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """out [tokens, last - first]: d loss / d (hidden . weight), from the gradients in log-prob and entropy."""
+    """out [tokens, last - first]: d loss / d (hidden . weight), from the gradients in log-prob and entropy.
+
+    top, log_total [tokens]: the largest hidden . weight, and log of the sum of exp(z - top scale).
+    """
     row_tiles, column_tiles = tl.cdiv(tokens, ROWS), tl.cdiv(last - first, COLUMNS)
     row, column = tile_of(tl.program_id(0), row_tiles, column_tiles, GROUP)
     t = row * ROWS + tl.arange(0, ROWS)
@@ -249,7 +273,7 @@ def coefficients(
         hidden, weight, t, v, tokens, vocabulary, width, stride_h, stride_w, ROWS, COLUMNS, INNER, UPCAST
     )  # fmt: skip
     factor = tl.load(scale + t, mask=t_in, other=1.0)[:, None]
-    x = acc * factor - tl.load(maximum + t, mask=t_in, other=0.0)[:, None]
+    x = (acc - tl.load(top + t, mask=t_in, other=0.0)[:, None]) * factor
     log_p = tl.maximum(x - tl.load(log_total + t, mask=t_in, other=0.0)[:, None], -1e30)
     by_logprob = tl.load(grad_logprob + t, mask=t_in, other=0.0)[:, None]
     by_entropy = tl.load(grad_entropy + t, mask=t_in, other=0.0)[:, None]
