@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from numbers import Real
 
@@ -69,11 +70,29 @@ def offsets(name: str, values: Tensor, segments: int, total: int | None) -> None
         require(last == total, name, f"must end with the number of tokens, {total}, ends with {last}")
 
 
+def number(name: str, value: object) -> float:
+    """One real number, or a tensor of one; returned as a float. Waits for its device."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or value.is_complex() or value.is_meta:
+            raise ValueError(f"{name}: expected one number, got {value.dtype} {tuple(value.shape)} on {value.device}")
+        return float(value.detach())
+    if not isinstance(value, Real):
+        raise ValueError(f"{name}: expected one number, got {type(value).__name__}")
+    try:
+        return float(value)
+    except OverflowError:  # a whole number beyond the largest float
+        return math.inf if value > 0 else -math.inf
+
+
+def finite(name: str, value: object) -> float:
+    """`number`, neither NaN nor infinite."""
+    one = number(name, value)
+    require(math.isfinite(one), name, f"must be finite, is {one}")
+    return one
+
+
 def positive(name: str, value: object) -> float:
-    """A finite number above zero, or a tensor of one; returned as a float. Waits for its device."""
-    if not isinstance(value, (Real, Tensor)) or (isinstance(value, Tensor) and value.numel() != 1):
-        kind = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"{name}: expected one number, got {kind}")
-    number = float(value)
-    require(0.0 < number < float("inf"), name, f"must be finite and above 0, is {number}")
-    return number
+    """`number`, finite and above zero."""
+    one = number(name, value)
+    require(0.0 < one < math.inf, name, f"must be finite and above 0, is {one}")
+    return one

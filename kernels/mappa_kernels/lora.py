@@ -33,20 +33,22 @@ def grouped_lora(
     """base_out + scale (x A_gᵀ) B_gᵀ for the tokens [offsets[g], offsets[g + 1]) of each role g.
 
     x [T, in]; A one [r, in] and B one [out, r] per role, all of one type (fp32 adapters over a bf16 x are fine);
-    offsets [R + 1], ascending from 0 to T; base_out [T, out] of x's type. Returns [T, out] of that type.
+    offsets [R + 1], ascending from 0 to T; scale a finite number, which gets no gradient; base_out [T, out] of x's type.
+    Returns [T, out] of that type.
     Differentiable in x, A, B and base_out; dense gradients for every role.
 
     Raises ValueError naming the argument, BackendError where `backend` cannot run.
     """
-    bounds = _check(x, [A], [B], offsets, [base_out])
-    return _apply(_engine(backend, x, A[0]), x, [A], [B], bounds, scale, [base_out])[0]
+    bounds, factor = _check(x, [A], [B], offsets, scale, [base_out])
+    return _apply(_engine(backend, x, A[0]), x, [A], [B], bounds, factor, [base_out])[0]
 
 
 def grouped_lora_reference(
     x: Tensor, A: Sequence[Tensor], B: Sequence[Tensor], offsets: Tensor | Sequence[int], scale: float, base_out: Tensor
 ) -> Tensor:
     """`grouped_lora` in plain torch, on any device."""
-    return _apply(EagerLora(), x, [A], [B], _check(x, [A], [B], offsets, [base_out]), scale, [base_out])[0]
+    bounds, factor = _check(x, [A], [B], offsets, scale, [base_out])
+    return _apply(EagerLora(), x, [A], [B], bounds, factor, [base_out])[0]
 
 
 def grouped_lora_fused(
@@ -64,8 +66,8 @@ def grouped_lora_fused(
     A, B and base_out hold one entry per projection, each as `grouped_lora` takes it; all projections have the same
     roles and ranks. Returns one output per projection.
     """
-    bounds = _check(x, A, B, offsets, base_out)
-    return _apply(_engine(backend, x, A[0][0]), x, A, B, bounds, scale, base_out)
+    bounds, factor = _check(x, A, B, offsets, scale, base_out)
+    return _apply(_engine(backend, x, A[0][0]), x, A, B, bounds, factor, base_out)
 
 
 def grouped_lora_fused_reference(
@@ -77,7 +79,8 @@ def grouped_lora_fused_reference(
     base_out: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
     """`grouped_lora_fused` in plain torch, on any device."""
-    return _apply(EagerLora(), x, A, B, _check(x, A, B, offsets, base_out), scale, base_out)
+    bounds, factor = _check(x, A, B, offsets, scale, base_out)
+    return _apply(EagerLora(), x, A, B, bounds, factor, base_out)
 
 
 def _check(
@@ -85,9 +88,10 @@ def _check(
     A: Sequence[Sequence[Tensor]],
     B: Sequence[Sequence[Tensor]],
     offsets: Tensor | Sequence[int],
+    scale: object,
     base_out: Sequence[Tensor],
-) -> tuple[int, ...]:
-    """Refuse what cannot be computed; returns the offsets as plain integers."""
+) -> tuple[tuple[int, ...], float]:
+    """Refuse what cannot be computed; returns the offsets and the scale as plain numbers."""
     device = x.device if isinstance(x, Tensor) else torch.device("cpu")
     checks.tensor("x", x, 2, FLOAT_TYPES, device)
     checks.require(x.shape[1] > 0, "x", "has no columns")
@@ -107,7 +111,9 @@ def _check(
     bounds = offsets if isinstance(offsets, Tensor) else torch.tensor(list(offsets))
     checks.tensor("offsets", bounds, 1, checks.INDEX_TYPES, bounds.device)
     checks.offsets("offsets", bounds, roles, len(x))
-    return tuple(bounds.tolist())
+    has_gradient = isinstance(scale, Tensor) and scale.requires_grad
+    checks.require(not has_gradient, "scale", "has no gradient here; pass scale.detach()")
+    return tuple(bounds.tolist()), checks.finite("scale", scale)
 
 
 def _check_matrix(

@@ -148,6 +148,16 @@ DOWN, UP = [torch.randn(2, 3) for _ in range(2)], [torch.randn(5, 2) for _ in ra
         ("offsets", {"offsets": [0, 3, 5]}),
         ("offsets", {"offsets": [1, 3, 6]}),
         ("offsets", {"offsets": torch.tensor([0.0, 3.0, 6.0])}),
+        ("scale", {"scale": None}),
+        ("scale", {"scale": "0.5"}),
+        ("scale", {"scale": 1j}),
+        ("scale", {"scale": float("nan")}),
+        ("scale", {"scale": 10**400}),
+        ("scale", {"scale": torch.ones(2)}),
+        ("scale", {"scale": torch.tensor(float("inf"))}),
+        ("scale", {"scale": torch.tensor(1j)}),
+        ("scale", {"scale": torch.ones((), device="meta")}),
+        ("scale", {"scale": torch.ones((), requires_grad=True)}),
     ],
 )
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -155,3 +165,11 @@ def test_grouped_lora(name: str, change: dict[str, Any], backend: str):
     arguments: dict[str, Any] = {"x": X, "A": DOWN, "B": UP, "offsets": [0, 2, 6], "scale": 1.0, "base_out": BASE}
     with pytest.raises(ValueError, match=f"^{name}"):
         grouped_lora(**{**arguments, **change}, backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_scale_of_grouped_lora_may_be_a_tensor(backend: str):
+    plain, wrapped = (
+        grouped_lora(X, DOWN, UP, [0, 2, 6], scale, BASE, backend=backend) for scale in (0.5, torch.tensor(0.5))
+    )
+    assert torch.equal(plain, wrapped)
