@@ -39,6 +39,24 @@ def tensor(name: str, value: object, ndim: int, dtypes: Sequence[torch.dtype], d
         raise ValueError(f"{name}: is on {value.device}, but the other arguments are on {device}")
 
 
+def integers(name: str, value: object) -> Tensor:
+    """`value` where it is a tensor, else a tensor of the integers it holds."""
+    if isinstance(value, Tensor):
+        return value
+    try:
+        return torch.tensor(list(value))  # type: ignore[call-overload]
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{name}: expected integers of at most 64 bits ({error})") from error
+
+
+def size(name: str, value: object) -> int:
+    """Number of entries of something that has a length."""
+    try:
+        return len(value)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise ValueError(f"{name}: expected a sequence, got {type(value).__name__}") from error
+
+
 def length(name: str, value: Tensor, expected: int, of_what: str) -> None:
     """First dimension is `expected`, the number of `of_what`."""
     require(value.shape[0] == expected, name, f"expected one entry per {of_what} ({expected}), got {value.shape[0]}")
@@ -81,7 +99,7 @@ def number(name: str, value: object) -> float:
     try:
         return float(value)
     except OverflowError:  # a whole number beyond the largest float
-        return math.inf if value > 0 else -math.inf
+        return math.inf
 
 
 def finite(name: str, value: object) -> float:

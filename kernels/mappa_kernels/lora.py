@@ -33,8 +33,8 @@ def grouped_lora(
     """base_out + scale (x A_gᵀ) B_gᵀ for the tokens [offsets[g], offsets[g + 1]) of each role g.
 
     x [T, in]; A one [r, in] and B one [out, r] per role, all of one type (fp32 adapters over a bf16 x are fine);
-    offsets [R + 1], ascending from 0 to T; scale a finite number, which gets no gradient; base_out [T, out] of x's type.
-    Returns [T, out] of that type.
+    offsets [R + 1], ascending from 0 to T; scale a finite number, which gets no gradient; base_out [T, out] of x's
+    type. Returns [T, out] of that type.
     Differentiable in x, A, B and base_out; dense gradients for every role.
 
     Raises ValueError naming the argument, BackendError where `backend` cannot run.
@@ -95,20 +95,22 @@ def _check(
     device = x.device if isinstance(x, Tensor) else torch.device("cpu")
     checks.tensor("x", x, 2, FLOAT_TYPES, device)
     checks.require(x.shape[1] > 0, "x", "has no columns")
-    checks.require(len(A) > 0 and len(A[0]) > 0, "A", "needs one matrix per role")
+    checks.require(checks.size("A", A) > 0 and checks.size("A", A[0]) > 0, "A", "needs one matrix per role")
     checks.tensor("A", A[0][0], 2, FLOAT_TYPES, device)
     roles, dtype, rank = len(A[0]), A[0][0].dtype, A[0][0].shape[0]
     for name, matrices in (("B", B), ("base_out", base_out)):
-        checks.require(len(matrices) == len(A), name, f"expected {len(A)} projection(s), got {len(matrices)}")
+        count = checks.size(name, matrices)
+        checks.require(count == len(A), name, f"expected {len(A)} projection(s), got {count}")
     for downs, ups, base in zip(A, B, base_out, strict=True):
         checks.tensor("base_out", base, 2, (x.dtype,), device)
         checks.length("base_out", base, len(x), "row of x")
-        checks.require(len(downs) == roles, "A", f"expected one matrix per role ({roles}), got {len(downs)}")
-        checks.require(len(ups) == roles, "B", f"expected one matrix per role ({roles}), got {len(ups)}")
+        for name, of_roles in (("A", downs), ("B", ups)):
+            count = checks.size(name, of_roles)
+            checks.require(count == roles, name, f"expected one matrix per role ({roles}), got {count}")
         for role, (down, up) in enumerate(zip(downs, ups, strict=True)):
             _check_matrix("A", role, down, (rank, x.shape[1]), dtype, device)
             _check_matrix("B", role, up, (base.shape[1], rank), dtype, device)
-    bounds = offsets if isinstance(offsets, Tensor) else torch.tensor(list(offsets))
+    bounds = checks.integers("offsets", offsets)
     checks.tensor("offsets", bounds, 1, checks.INDEX_TYPES, bounds.device)
     checks.offsets("offsets", bounds, roles, len(x))
     has_gradient = isinstance(scale, Tensor) and scale.requires_grad
