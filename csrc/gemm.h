@@ -63,7 +63,8 @@ template <int TALL, int V>
 inline void slab_by(int64_t width, int64_t rows, const float* slab, const float* b, int64_t ldb, float* c, int64_t ldc) {
   constexpr int64_t NEXT = BLOCK<TALL>;
   const int64_t whole = width / ROWS, rest = width % ROWS;
-  for (int64_t first = 0; first * ROWS < width; first += PASS) {
+  // Once at least: of a slab without columns the product is 0.
+  for (int64_t first = 0; first == 0 || first * ROWS < width; first += PASS) {
     const int64_t stop = first + PASS < whole ? first + PASS : whole;
     const bool last = first + PASS > whole;
     for (int64_t r = 0; r < rows; r += ROWS) {

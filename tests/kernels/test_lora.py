@@ -70,6 +70,14 @@ class Case:
         return [*(out.detach() for out in outputs), *gradients]
 
 
+@pytest.mark.parametrize("outs", [[5, 0], [0, 5], [0]], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_projection_without_columns(outs, backend):
+    case = Case([0, 40, 70], 12, outs, 3)
+    for mine, exact in zip(case.run(backend), case.as_defined(torch.float64), strict=True):
+        torch.testing.assert_close(mine.double(), exact, rtol=1e-5, atol=1e-5)
+
+
 @given(
     lengths=st.lists(st.integers(0, 130), min_size=1, max_size=4),
     width=st.integers(1, 70),
