@@ -97,15 +97,23 @@ def _inverse(temperature: float | Tensor, hidden: Tensor) -> Tensor:
     if isinstance(temperature, Tensor):
         checks.require(not temperature.requires_grad, "temperature", "has no gradient here; pass temperature.detach()")
     if not isinstance(temperature, Tensor) or temperature.dim() == 0:
-        one = checks.positive("temperature", temperature)
-        return torch.full((hidden.shape[0],), 1.0 / one, dtype=dtype, device=hidden.device)
+        return torch.full((hidden.shape[0],), _reciprocal(temperature, dtype), dtype=dtype, device=hidden.device)
     checks.tensor("temperature", temperature, 1, FLOAT_TYPES, hidden.device)
     checks.length("temperature", temperature, hidden.shape[0], "row of hidden")
     if temperature.numel():
         least, most = torch.aminmax(temperature)  # a NaN makes both NaN
-        checks.positive("temperature", least)
-        checks.positive("temperature", most)
-    return temperature.to(dtype).reciprocal()
+        for extreme in (least, most):
+            _reciprocal(extreme, dtype)
+    # By way of fp64: the smallest temperatures lose digits in fp32, their reciprocals do not.
+    return temperature.double().reciprocal().to(dtype)
+
+
+def _reciprocal(temperature: object, dtype: torch.dtype) -> float:
+    """1 / temperature, which `dtype` holds with all its digits; refused where it cannot be computed with."""
+    one, limits = checks.positive("temperature", temperature), torch.finfo(dtype)
+    if not limits.tiny <= 1.0 / one <= limits.max:
+        raise ValueError(f"temperature: must be in [{1 / limits.max:.1e}, {1 / limits.tiny:.1e}], is {one}")
+    return 1.0 / one
 
 
 def accumulation_type(dtype: torch.dtype) -> torch.dtype:
