@@ -10,7 +10,6 @@ their values alone. So the result has the same bits however the actions are orde
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,7 +50,7 @@ def process_advantage(
 
     Raises ValueError naming the argument, BackendError where `backend` cannot run.
     """
-    _check(scores, action_offsets, groups, kl, beta, gamma, n_groups)
+    beta, gamma, n_groups = _check(scores, action_offsets, groups, kl, beta, gamma, n_groups)
     name = dispatch.choose(backend, "process_advantage", scores.device, torch.float32)
     run = {"cpu": _on_cpu, "triton": _on_gpu, "reference": _eager}[name]
     if n_groups is None:
@@ -72,7 +71,7 @@ def process_advantage_reference(
     process_group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`process_advantage` in plain torch, on any device with fp64."""
-    _check(scores, action_offsets, groups, kl, beta, gamma, n_groups)
+    beta, gamma, n_groups = _check(scores, action_offsets, groups, kl, beta, gamma, n_groups)
     if n_groups is None:
         n_groups = _count_groups(groups, process_group)
     return _eager(scores, action_offsets, groups, kl, beta, gamma, whiten, n_groups, process_group)
@@ -155,11 +154,14 @@ def _check(
     action_offsets: Tensor,
     groups: Tensor,
     kl: Tensor | None,
-    beta: float,
-    gamma: float,
-    n_groups: int | None,
-) -> None:
-    """Refuse wrong types, shapes, devices and options. Reads no value and waits for no device."""
+    beta: object,
+    gamma: object,
+    n_groups: object,
+) -> tuple[float, float, int | None]:
+    """Refuse wrong types, shapes, devices and options; returns beta, gamma and n_groups as plain numbers.
+
+    Reads no value of the tensors and waits for no device.
+    """
     device = scores.device if isinstance(scores, Tensor) else torch.device("cpu")
     checks.tensor("scores", scores, 1, SCORE_TYPES, device)
     checks.tensor("action_offsets", action_offsets, 1, checks.INDEX_TYPES, device)
@@ -168,10 +170,10 @@ def _check(
     checks.length("groups", groups, len(scores), "action")
     if kl is not None:
         checks.tensor("kl", kl, 1, SCORE_TYPES, device)
-    checks.require(math.isfinite(beta), "beta", f"must be finite, is {beta}")
-    checks.require(beta == 0.0 or kl is not None, "kl", f"is needed with beta={beta}")
-    checks.require(0.0 <= gamma <= 1.0, "gamma", f"must be in [0, 1], is {gamma}")
-    checks.require(n_groups is None or n_groups >= 0, "n_groups", f"must not be negative, is {n_groups}")
+    weight, discount = checks.finite("beta", beta), checks.number("gamma", gamma)
+    checks.require(weight == 0.0 or kl is not None, "kl", f"is needed with beta={weight}")
+    checks.require(0.0 <= discount <= 1.0, "gamma", f"must be in [0, 1], is {discount}")
+    return weight, discount, None if n_groups is None else checks.count("n_groups", n_groups)
 
 
 def _check_values(scores: Tensor, action_offsets: Tensor, groups: Tensor, kl: Tensor | None, n_groups: int) -> int:

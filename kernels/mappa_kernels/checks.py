@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from numbers import Real
 
@@ -100,6 +101,16 @@ def number(name: str, value: object) -> float:
         return float(value)
     except OverflowError:  # a whole number beyond the largest float
         return math.inf
+
+
+def count(name: str, value: object) -> int:
+    """A whole number in [0, 2^31)."""
+    try:
+        whole = operator.index(value)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise ValueError(f"{name}: expected a whole number, got {type(value).__name__}") from error
+    require(0 <= whole < 2**31, name, f"must be in [0, 2^31), is {whole}")
+    return whole
 
 
 def finite(name: str, value: object) -> float:

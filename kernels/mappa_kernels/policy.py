@@ -73,13 +73,13 @@ def policy_loss(
     Raises ValueError naming the argument, BackendError where `backend` cannot run.
     """
     _check(logprob, behaviour_logprob, advantage, old_logprob, sequence_offsets, mask, entropy)
-    _check_options(kind, clip_low, clip_high, tis_cap, sequence_offsets, denominator)
+    clip, tis_cap = _check_options(kind, clip_low, clip_high, tis_cap, sequence_offsets, denominator)
     groups, size = _check_groups(logprob, groups, n_groups)
     name = dispatch.choose(backend, "policy_loss", logprob.device, logprob.dtype)
     run = _fused if name == "triton" else _eager
     return run(
-        logprob, behaviour_logprob, advantage, kind, (1.0 - clip_low, 1.0 + clip_high), old_logprob, tis_cap,
-        sequence_offsets, mask, denominator, entropy, groups, size,
+        logprob, behaviour_logprob, advantage, kind, clip, old_logprob, tis_cap, sequence_offsets, mask, denominator,
+        entropy, groups, size,
     )  # fmt: skip
 
 
@@ -102,11 +102,11 @@ def policy_loss_reference(
 ) -> PolicyLoss:
     """`policy_loss` in plain torch, on any device."""
     _check(logprob, behaviour_logprob, advantage, old_logprob, sequence_offsets, mask, entropy)
-    _check_options(kind, clip_low, clip_high, tis_cap, sequence_offsets, denominator)
+    clip, tis_cap = _check_options(kind, clip_low, clip_high, tis_cap, sequence_offsets, denominator)
     groups, size = _check_groups(logprob, groups, n_groups)
     return _eager(
-        logprob, behaviour_logprob, advantage, kind, (1.0 - clip_low, 1.0 + clip_high), old_logprob, tis_cap,
-        sequence_offsets, mask, denominator, entropy, groups, size,
+        logprob, behaviour_logprob, advantage, kind, clip, old_logprob, tis_cap, sequence_offsets, mask, denominator,
+        entropy, groups, size,
     )  # fmt: skip
 
 
@@ -142,32 +142,34 @@ def _check(
 
 def _check_options(
     kind: str,
-    clip_low: float,
-    clip_high: float,
-    tis_cap: float | None,
+    clip_low: object,
+    clip_high: object,
+    tis_cap: object,
     sequence_offsets: Tensor | None,
-    denominator: float | Tensor | None,
-) -> None:
+    denominator: object,
+) -> tuple[tuple[float, float], float | None]:
+    """Refuse wrong options; returns the limits of the ratio and tis_cap as plain numbers."""
     checks.require(kind in KINDS, "kind", f"expected one of {', '.join(KINDS)}, got {kind!r}")
-    checks.require(0.0 <= clip_low <= 1.0, "clip_low", f"must be in [0, 1], is {clip_low}")
-    checks.require(clip_high >= 0.0, "clip_high", f"must not be negative, is {clip_high}")
-    if tis_cap is not None:
-        checks.positive("tis_cap", tis_cap)
+    below, above = checks.number("clip_low", clip_low), checks.number("clip_high", clip_high)
+    checks.require(0.0 <= below <= 1.0, "clip_low", f"must be in [0, 1], is {below}")
+    checks.require(above >= 0.0, "clip_high", f"must not be negative, is {above}")
     checks.require(kind != "gspo" or sequence_offsets is not None, "sequence_offsets", "is needed with kind='gspo'")
     if denominator is not None:
         checks.positive("denominator", denominator)
+    return (1.0 - below, 1.0 + above), None if tis_cap is None else checks.positive("tis_cap", tis_cap)
 
 
-def _check_groups(logprob: Tensor, groups: Tensor | None, n_groups: int | None) -> tuple[Tensor | None, int]:
+def _check_groups(logprob: Tensor, groups: Tensor | None, n_groups: object) -> tuple[Tensor | None, int]:
     if groups is None:
         checks.require(n_groups is None, "groups", "is needed with n_groups")
         return None, 1
     checks.tensor("groups", groups, 1, checks.INDEX_TYPES, logprob.device)
     checks.length("groups", groups, len(logprob), "token")
-    if n_groups is None:
-        n_groups = int(groups.max()) + 1 if groups.numel() else 0
-    checks.within("groups", groups, 0, n_groups)
-    return groups, n_groups
+    size = 0 if n_groups is None else checks.count("n_groups", n_groups)
+    if n_groups is None and groups.numel():
+        size = int(groups.max()) + 1
+    checks.within("groups", groups, 0, size)
+    return groups, size
 
 
 def _eager(
