@@ -43,7 +43,7 @@ def process_advantage(
 
     scores [A], NaN where the coach gave none (those tokens get 0 and stay out of the statistics); action_offsets
     [A + 1], ascending from 0 to T: action a owns tokens [action_offsets[a], action_offsets[a + 1]); groups [A] in
-    [0, n_groups); kl [T], per-token log-ratio to the reference policy.
+    [0, n_groups); kl [T], per-token log-ratio to the reference policy, within fp32's range.
 
     Returns advantage fp32 [T] and stats fp64 [n_groups, 3]: tokens n, their mean return, and M2, the sum of squared
     deviations; the variance is M2 / n. With `process_group` the statistics span its ranks (every rank must call).
@@ -179,7 +179,8 @@ def _check(
 def _check_values(scores: Tensor, action_offsets: Tensor, groups: Tensor, kl: Tensor | None, n_groups: int) -> int:
     """Refuse values that cannot be computed with; returns the number of tokens."""
     checks.require(not _infinite(scores), "scores", "holds an infinite value; a missing score is NaN")
-    checks.require(kl is None or _finite(kl), "kl", "holds a NaN or infinite value")
+    # In fp32, as the C++ kernel reads it: what is beyond would be infinite there.
+    checks.require(kl is None or _finite(kl.detach().float()), "kl", "holds a NaN, or a value that fp32 cannot hold")
     checks.offsets("action_offsets", action_offsets, len(scores), None if kl is None else len(kl))
     checks.within("groups", groups, 0, n_groups)
     return int(action_offsets[-1])

@@ -87,6 +87,8 @@ SCORES, OFFSETS, GROUPS = torch.tensor([0.1, 0.2]), torch.tensor([0, 2, 5]), tor
         ("beta", {"beta": float("inf")}),
         ("gamma", {"gamma": None}),
         ("kl", {"kl": torch.tensor([0.0, float("nan"), 0.0, 0.0, 0.0])}),
+        ("kl", {"kl": torch.full((5,), 1e200, dtype=torch.float64), "beta": 0.1}),
+        ("kl", {"kl": torch.tensor([0.0, -1e39, 0.0, 0.0, 0.0], dtype=torch.float64), "beta": 0.1}),
         ("kl", {"kl": torch.zeros(5, 1)}),
         ("kl", {"beta": 0.1}),
         ("gamma", {"gamma": 1.5}),
