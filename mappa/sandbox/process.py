@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import shutil
 import socket
 import subprocess
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from mappa.errors import SandboxError
 from mappa.sandbox.channel import Channel
 from mappa.sandbox.execution import Capture, Ended
 from mappa.sandbox.server.command import command, execution_environment
+from mappa.sandbox.server.trees import remove
 
 PATIENCE = 10.0
 """Seconds, over what was asked for, that a server may take to answer before it counts as hanging."""
@@ -170,7 +170,7 @@ class ServerProcess:
             self._process.kill()
             await asyncio.to_thread(self._process.wait)
         if self._host_folder is not None:
-            await asyncio.to_thread(shutil.rmtree, self._host_folder, ignore_errors=True)
+            await asyncio.to_thread(remove, self._host_folder)
         if self._log >= 0:
             os.close(self._log)
             self._log = -1

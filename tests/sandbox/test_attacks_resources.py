@@ -173,6 +173,13 @@ def test_disk_filled_by_empty_files(any_lab: Lab) -> None:
     assert len(result.created) < 3 * CONFIG.workspace_files
 
 
+def test_folders_in_folders_without_end(any_lab: Lab) -> None:
+    restarts = any_lab.sandbox.restarts
+    assert any_lab.run("import os\nwhile True:\n    os.mkdir('d'); os.chdir('d')").outcome == "disk-limit"
+    assert any_lab.run("print('goes on')").outcome == "ok"
+    assert any_lab.sandbox.restarts == restarts
+
+
 @pytest.mark.parametrize("folder", ["/tmp", "/dev/shm"])
 def test_temporary_folders_are_bounded(any_lab: Lab, folder: str) -> None:
     code = f"""

@@ -63,6 +63,24 @@ def test_unsafe_is_loud_and_works() -> None:
     assert not place.exists()
 
 
+@pytest.mark.filterwarnings("ignore::mappa.sandbox.UnsafeSandboxWarning")
+def test_a_folder_deeper_than_any_stack_ends_its_own_execution_alone() -> None:
+    deep = "import os, time\nfor _ in range(2000): os.mkdir('d'); os.chdir('d')\ntime.sleep(5)"
+
+    async def main() -> tuple[Path, int]:
+        async with Sandbox.open(SandboxConfig(unsafe=True, preload=(), parallel=2)) as sandbox:
+            workspace, other = await sandbox.workspace(), await sandbox.workspace()
+            beside = asyncio.create_task(other.run("import os, time; time.sleep(2); print(os.getcwd())"))
+            assert (await workspace.run(deep)).outcome == "disk-limit"
+            workspace.close()
+            return Path((await beside).stdout.strip()).parent, sandbox.restarts
+
+    place, restarts = asyncio.run(main())
+    assert restarts == 0
+    assert place.parent == Path("/tmp")
+    assert not place.exists()
+
+
 def test_probe_does_not_attack_what_is_not_isolated() -> None:
     with pytest.warns(UnsafeSandboxWarning):
         report = probe(SandboxConfig(unsafe=True))

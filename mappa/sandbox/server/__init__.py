@@ -13,6 +13,7 @@ It runs as a process of its own, as the package `server`, started with an empty 
     fallback.py   other ways: bubblewrap for each execution, or no isolation
     landlock.py   another: a fork without namespaces
     folders.py    workspaces of these, on the host
+    trees.py      measuring and deleting what was left there
 
 Invariant: nothing that an execution wrote or read passes through the server's memory. Code, output and reports go
 over descriptors that the server hands on and never reads, so a fork of it holds nothing of an earlier execution.

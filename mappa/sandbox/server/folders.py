@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import tempfile
 
 from .confine import Limits
+from .trees import TooDeepError, remove, sizes
 
 
 class HostFolders:
@@ -35,15 +35,19 @@ class HostFolders:
         return os.fork()
 
     def is_full(self, workspace: int) -> bool:
-        """More bytes or files than a workspace may hold; its temporary files count too."""
+        """More bytes or files than a workspace may hold, or folders too deep; its temporary files count too."""
         size = count = 0
-        for top in (self._path(workspace), self._temporary(workspace)):
-            for folder, folders, files in os.walk(top):
-                count += len(folders) + len(files)
-                for name in files:
-                    with contextlib.suppress(OSError):
-                        size += os.lstat(os.path.join(folder, name)).st_blocks * 512
-        return size > self._limits.workspace or count > self._limits.files
+        try:
+            for top in (self._path(workspace), self._temporary(workspace)):
+                with contextlib.closing(sizes(top)) as found:
+                    for held in found:
+                        size += held
+                        count += 1
+                        if size > self._limits.workspace or count > self._limits.files:
+                            return True
+        except TooDeepError:
+            return True
+        return False
 
     def close(self) -> None:
         if self.folder:
@@ -66,14 +70,3 @@ class HostFolders:
 
     def _temporary(self, number: int) -> str:
         return f"{self.folder}/{number}-tmp"
-
-
-def remove(folder: str) -> None:
-    """Delete a folder, also one with folders in it that their owner has shut. Nothing may be running there."""
-    if os.geteuid() != 0:
-        for path, folders, _ in os.walk(folder):
-            for name in folders:
-                inner = os.path.join(path, name)
-                if not os.path.islink(inner):
-                    os.chmod(inner, 0o700)
-    shutil.rmtree(folder, ignore_errors=True)
