@@ -19,6 +19,7 @@ READ_LIMIT = 64 << 20
 """Bytes that `read` returns at most unless told otherwise."""
 
 _ATTEMPTS = 2
+_LONGEST_SECONDS = 7 * 24 * 3600
 _DRAIN_SECONDS = 1.0
 _REPORT_KEPT = 1 << 17
 
@@ -44,9 +45,12 @@ class SandboxWorkspace:
         """Execute `code` as a Python program whose current folder is this workspace. Never raises for what it does.
 
         `timeout` counts from its start, not while it waits for a free slot. Where the server was lost under it, it is
-        tried once more; the second time its outcome is `sandbox-failure`. SandboxError: no server can be started.
+        tried once more; the second time its outcome is `sandbox-failure`. SandboxError: no server can be started, or
+        `timeout` is not a number of seconds up to a week.
         """
         limit = self._sandbox.config.timeout if timeout is None else timeout
+        if not abs(limit) <= _LONGEST_SECONDS:  # NaN is not either
+            raise SandboxError(f"a timeout of {limit} s; give at most {_LONGEST_SECONDS} (a week)")
         async with self._turn, self._sandbox.slots:
             self._check_open()
             return await self._run(code, limit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -159,6 +160,15 @@ def test_nothing_is_left_when_the_sandbox_is_closed() -> None:
     assert eventually(lambda: descendants(os.getpid()) <= before)
     assert len(os.listdir("/proc/self/fd")) <= files
     assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize("timeout", [math.inf, -math.inf, math.nan, 1e12])
+def test_a_timeout_without_end_is_refused(lab: Lab, timeout: float) -> None:
+    restarts = lab.sandbox.restarts
+    with pytest.raises(SandboxError, match="a week"):
+        lab.run("print(1)", timeout=timeout)
+    assert lab.run("print(1)", timeout=-1.0).outcome == "timeout"
+    assert lab.sandbox.restarts == restarts
 
 
 def test_executions_in_one_workspace_take_turns(lab: Lab) -> None:
