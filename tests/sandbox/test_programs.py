@@ -79,6 +79,37 @@ def test_modules_of_the_workspace_can_be_imported(lab: Lab) -> None:
         assert set(workspace.files()) == {"server.py"}
 
 
+def test_annotations_mean_what_the_code_says(any_lab: Lab) -> None:
+    told = any_lab.literal("""
+        import dataclasses
+        @dataclasses.dataclass
+        class Point:
+            x: int = 1
+        def area(side: float) -> "float": pass
+        print([dataclasses.fields(Point)[0].type is int, area.__annotations__["side"] is float])
+    """)
+    assert told == [True, True]
+    assert any_lab.run("def area(side: Undefined): pass").exception == "NameError: name 'Undefined' is not defined"
+    assert any_lab.output("from __future__ import annotations\ndef f(side: Undefined): pass\nprint('ok')") == "ok\n"
+
+
+def test_the_program_knows_where_it_is(any_lab: Lab) -> None:
+    assert any_lab.literal("""
+        from pathlib import Path
+        import os
+        Path(__file__).with_name("out.txt").write_text("1")
+        print([os.path.basename(__file__), os.path.dirname(__file__) == os.getcwd(), os.listdir()])
+    """) == ["main.py", True, ["out.txt"]]
+
+
+def test_processes_that_are_spawned(lab: Lab) -> None:
+    assert lab.literal("""
+        import math, multiprocessing
+        with multiprocessing.get_context("spawn").Pool(2) as pool:
+            print(pool.map(math.sqrt, [4, 9]))
+    """) == [2.0, 3.0]
+
+
 def test_random_numbers_differ_between_executions(lab: Lab) -> None:
     code = "import random, numpy; print(random.random(), numpy.random.rand())"
     first, second = lab.output(code).split(), lab.output(code).split()

@@ -13,6 +13,7 @@ import random
 import sys
 import threading
 import traceback
+from importlib.machinery import ModuleSpec
 from types import ModuleType, TracebackType
 from typing import NoReturn
 
@@ -44,6 +45,8 @@ def _run(source: bytes, report: int) -> NoReturn:
     _freshen()
     main = ModuleType("__main__")
     main.__dict__["__builtins__"] = __builtins__
+    main.__file__ = os.path.join(os.getcwd(), FILENAME)
+    main.__spec__ = ModuleSpec("__main__", None)  # else a process that is spawned would look for that file
     sys.modules["__main__"] = main
     try:
         status = _execute(source, main, report)
@@ -75,7 +78,8 @@ def _execute(source: bytes, main: ModuleType, report: int) -> int:
         text = source.decode("utf-8")
         lines = text.splitlines(keepends=True)
         linecache.cache[FILENAME] = (len(source), None, lines, FILENAME)
-        exec(compile(text, FILENAME, "exec"), main.__dict__)
+        # Else it would be compiled with this file's `from __future__` as well.
+        exec(compile(text, FILENAME, "exec", dont_inherit=True), main.__dict__)
     except SystemExit as stop:
         return _exit_status(stop)
     except BaseException as error:  # noqa: BLE001 - whatever the model's code raises ends it, and is evidence
