@@ -124,6 +124,16 @@ def test_nothing_is_written_twice(tmp_path: Path) -> None:
         journal.close()
 
 
+@pytest.mark.parametrize("name", ["a#b", "a?mode=rwc", "a%41b", "a b", "ü"])
+def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name / "journal.sqlite"
+    path.parent.mkdir()
+    with Journal(path) as journal:
+        ended = fill(journal, "1/Boston/0", 1)
+    assert list(read_episodes(path)) == [ended]
+    assert [found.name for found in tmp_path.iterdir()] == [name]  # reading makes no file beside it
+
+
 def test_a_full_disk_is_a_typed_error_for_whoever_waits(tmp_path: Path) -> None:
     """The limit on the size of a file stands for a full disk: the same write fails."""
     code = (

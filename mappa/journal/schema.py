@@ -88,7 +88,7 @@ def connect(path: Path) -> Iterator[sqlite3.Connection]:
     if not path.is_file():
         raise JournalError(f"no journal at {path}; give the folder of a run")
     try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
             check(connection, path, None)
             yield connection
     except (sqlite3.Error, msgspec.DecodeError) as error:
