@@ -146,7 +146,14 @@ class Engine:
     @torch.inference_mode()
     def abort(self, prefix: str) -> list[Request]:
         """End the requests whose id starts with `prefix` and return them."""
-        chosen = [request for request in (*self.waiting, *self.rows) if request.id.startswith(prefix)]
+        return self._end([request for request in (*self.waiting, *self.rows) if request.id.startswith(prefix)])
+
+    @torch.inference_mode()
+    def cancel(self, request: Request) -> list[Request]:
+        """End this request alone and return it, unless it is over already."""
+        return self._end([one for one in (*self.waiting, *self.rows) if one is request])
+
+    def _end(self, chosen: list[Request]) -> list[Request]:
         for request in chosen:
             request.finish = "abort"
         self.waiting = deque(request for request in self.waiting if request.finish is None)

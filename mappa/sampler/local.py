@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
@@ -42,7 +44,11 @@ class LocalSampler:
         self._max_context = max_context
         self._threads = threads
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._open: dict[Request, tuple[asyncio.AbstractEventLoop, asyncio.Future[Generation]]] = {}
+        self._open: dict[object, tuple[asyncio.AbstractEventLoop, asyncio.Future[Any]]] = {}
+        """Who waits for a request, or for another thing that was asked of the thread."""
+        self._lock = threading.Lock()
+        """Held to add to `_open` and the inbox: either the thread sees both, or whoever asks sees that it stopped."""
+        self._stopped = False
         self._users: dict[str, int] = {}
         self._retired: set[str] = set()
         self._failure: BaseException | None = None
@@ -61,16 +67,13 @@ class LocalSampler:
     ) -> Generation:
         """Sample one continuation (see `Sampler.generate`)."""
         self._check(prompt_ids, adapter, params, request_id)
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Generation] = loop.create_future()
         request = Request(request_id, tuple(prompt_ids), adapter, params)
+        future: asyncio.Future[Generation] = self._ask(request, lambda: self._engine.waiting.append(request))
         self._users[adapter] = self._users.get(adapter, 0) + 1
-        self._open[request] = (loop, future)
-        self._inbox.put(lambda: self._engine.waiting.append(request))
         try:
             return await future
         except asyncio.CancelledError:
-            self._inbox.put(lambda: self._close(self._engine.abort(request_id)))
+            self._inbox.put(lambda: self._close(self._engine.cancel(request)))
             raise
         finally:
             self._users[adapter] -= 1
@@ -96,8 +99,8 @@ class LocalSampler:
         await self._call(lambda: self._close(self._engine.abort(prefix)))
 
     async def health(self) -> None:
-        if self._failure is not None or not self._thread.is_alive():
-            raise ServerError(f"the local sampler stopped: {self._failure!r}")
+        if self._stopped:
+            raise self._gone()
 
     def close(self) -> None:
         """Stop the thread. Open requests fail."""
@@ -105,8 +108,8 @@ class LocalSampler:
         self._thread.join()
 
     def _check(self, prompt_ids: tuple[int, ...], adapter: str, params: SamplingParams, request_id: str) -> None:
-        if self._failure is not None:
-            raise ServerError(f"the local sampler stopped: {self._failure!r}")
+        if self._stopped:
+            raise self._gone()
         if adapter not in self._engine.adapters or adapter in self._retired:
             served = sorted(set(self._engine.adapters) - self._retired)
             raise AdapterError(f"request {request_id}: adapter {adapter!r} is not served; served: {served}")
@@ -125,19 +128,42 @@ class LocalSampler:
             self._inbox.put(lambda: self._engine.drop_adapter(adapter))
 
     async def _call(self, work: Callable[[], None]) -> None:
-        """Run `work` on the engine's thread and wait for it."""
-        loop, done = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
+        """Run `work` on the engine's thread and wait for it. Raises ServerError where the thread has stopped."""
+        call = object()
 
         def run() -> None:
             try:
                 work()
             except Exception as error:  # noqa: BLE001 - handed to whoever asked, on their thread
-                loop.call_soon_threadsafe(done.set_exception, error)
+                self._tell(call, _fail, error)
             else:
-                loop.call_soon_threadsafe(done.set_result, None)
+                self._tell(call, _answer, None)
 
-        self._inbox.put(run)
-        await done
+        await self._ask(call, run)
+
+    def _ask(self, key: object, work: Callable[[], None]) -> asyncio.Future[Any]:
+        """Have the thread do `work`. What is returned is settled by `_tell` with `key`, or when the thread stops."""
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        with self._lock:
+            if self._stopped:
+                raise self._gone()
+            self._open[key] = (loop, future)
+            self._inbox.put(work)
+        return future
+
+    def _tell(self, key: object, settle: Callable[[asyncio.Future[Any], Any], None], value: object) -> None:
+        with self._lock:
+            loop, future = self._open.pop(key)
+        with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits there any more
+            loop.call_soon_threadsafe(settle, future, value)
+
+    def _gone(self) -> ServerError:
+        if self._failure is None:
+            return ServerError("the local sampler stopped: it was closed; open another")
+        return ServerError(
+            f"the local sampler stopped: {self._failure!r}; start the run again, it goes on where it was"
+        )
 
     def _serve(self) -> None:
         torch.set_num_threads(self._threads)
@@ -149,9 +175,11 @@ class LocalSampler:
         except BaseException as error:  # noqa: BLE001 - every open request is failed with it
             self._failure = error
         finally:
-            failure = ServerError(f"the local sampler stopped: {self._failure!r}")
-            for loop, future in self._open.values():
-                loop.call_soon_threadsafe(_fail, future, failure)
+            with self._lock:
+                self._stopped = True
+                left = list(self._open)
+            for key in left:
+                self._tell(key, _fail, self._gone())
 
     def _take_messages(self) -> bool:
         """Carry out what was asked for; wait for something to do when there is nothing. False: stop."""
@@ -166,15 +194,14 @@ class LocalSampler:
 
     def _close(self, requests: list[Request]) -> None:
         for request in requests:
-            loop, future = self._open.pop(request)
-            loop.call_soon_threadsafe(_answer, future, request.generation())
+            self._tell(request, _answer, request.generation())
 
 
-def _answer(future: asyncio.Future[Generation], generation: Generation) -> None:
+def _answer(future: asyncio.Future[Any], value: object) -> None:
     if not future.done():
-        future.set_result(generation)
+        future.set_result(value)
 
 
-def _fail(future: asyncio.Future[Generation], error: Exception) -> None:
+def _fail(future: asyncio.Future[Any], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)

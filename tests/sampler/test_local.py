@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mappa.errors import AdapterError, SamplerError
+from mappa.errors import AdapterError, SamplerError, ServerError
 from mappa.model.attention import TreePlan, decode_layers
 from mappa.model.base import Base, load_base
 from mappa.model.lora import Adapter, Router, add_roles, new_adapter
@@ -270,6 +270,45 @@ def test_abort_by_prefix_and_cancellation(served: Served) -> None:
     asyncio.run(run())
 
 
+def test_cancelling_a_request_leaves_those_whose_ids_begin_like_it(served: Served) -> None:
+    async def run() -> None:
+        served.base.end_ids = frozenset()
+        await served.sampler.publish("solver", 1, served.adapters["solver"])
+        ids = ("episode/coder/1", "episode/coder/10", "episode/coder/11")
+        tasks = [
+            asyncio.create_task(
+                served.sampler.generate((9, 8), "solver@1", SamplingParams(max_tokens=300, temperature=1.5), id)
+            )
+            for id in ids
+        ]
+        await asyncio.sleep(0.05)
+        tasks[0].cancel()
+        first, *others = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(first, asyncio.CancelledError)
+        assert [(one.finish_reason, len(one.output_ids)) for one in others if isinstance(one, Generation)] == [
+            ("length", 300)
+        ] * 2
+
+    asyncio.run(run())
+
+
+def test_a_loop_that_is_gone_does_not_stop_the_sampler(served: Served) -> None:
+    """Its last request is cancelled with it, and nobody is there to be told."""
+
+    async def leave() -> None:
+        await served.sampler.publish("solver", 1, served.adapters["solver"])
+        served.base.end_ids = frozenset()
+        task = asyncio.create_task(served.sampler.generate((9, 8), "solver@1", SamplingParams(max_tokens=400), "a"))
+        await asyncio.sleep(0.05)
+        del task
+
+    async def come_back() -> Generation:
+        return await served.sampler.generate((9, 8), "solver@1", SamplingParams(max_tokens=3), "b")
+
+    asyncio.run(leave())
+    assert len(asyncio.run(come_back()).output_ids) == 3
+
+
 @pytest.mark.parametrize(
     ("prompt", "tokens", "message"),
     [((), 4, "empty"), ((5, 260), 4, "outside 0..259"), ((5,) * 500, 20, "max_context"), ((5,), 0, "max_context")],
@@ -290,7 +329,35 @@ def test_a_failing_engine_fails_its_requests_and_says_so(served: Served, monkeyp
         monkeypatch.setattr(served.base, "head", torch.empty(0, 0))
         with pytest.raises(SamplerError, match="stopped"):
             await served.sampler.generate((5, 6), "solver@1", SamplingParams(max_tokens=4), "x")
-        with pytest.raises(SamplerError, match="stopped"):
-            await served.sampler.health()
+        await check_that_it_has_stopped(served)
 
     asyncio.run(run())
+
+
+def test_a_closed_sampler_fails_what_is_asked_of_it(served: Served) -> None:
+    async def run() -> None:
+        served.base.end_ids = frozenset()
+        await served.sampler.publish("solver", 1, served.adapters["solver"])
+        params = SamplingParams(max_tokens=400)
+        under_way = asyncio.create_task(served.sampler.generate((5, 6), "solver@1", params, "x"))
+        await asyncio.sleep(0.05)
+        await asyncio.to_thread(served.sampler.close)
+        with pytest.raises(ServerError, match="closed"):
+            await under_way
+        await check_that_it_has_stopped(served)
+
+    asyncio.run(run())
+
+
+async def check_that_it_has_stopped(served: Served) -> None:
+    """Whatever is asked is refused at once."""
+    sampler = served.sampler
+    for asked in (
+        sampler.health(),
+        sampler.generate((5, 6), "solver@1", SamplingParams(max_tokens=4), "y"),
+        sampler.publish("solver", 2, served.adapters["solver"]),
+        sampler.abort("y"),
+    ):
+        async with asyncio.timeout(10):
+            with pytest.raises(ServerError, match="stopped"):
+                await asked
