@@ -29,6 +29,7 @@ _PREFIXES_PER_ADAPTER = 4
 _EXACT_ROWS = (
     16  # an exact engine multiplies multiples of so many rows: from 4 on, how many did not change a row's bits
 )
+_COLD = 1e-6  # a temperature; above it, logits up to 1e32 can be divided
 _LONG = 64  # tokens; a step pads every row's queries to the longest, so longer prompts go through alone
 
 
@@ -322,10 +323,14 @@ def sample_tokens(
     log-probs [rows] under softmax(logits / temperature), or at temperature 1 for greedy rows.
     """
     greedy = temperature == 0
+    if bool((temperature < _COLD).any()):  # divided by so little, logits overflow, but for the largest where it is 0
+        logits = torch.where((temperature < _COLD)[:, None], logits - logits.amax(-1, keepdim=True), logits)
     probabilities = torch.softmax(logits / torch.where(greedy, 1.0, temperature)[:, None], dim=-1)
     cumulative = probabilities.cumsum(dim=-1)
-    threshold = (uniform * cumulative[:, -1].double()).float()[:, None]
-    ids = torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+    total = cumulative[:, -1]
+    # Rounded to the total itself, it would lie behind every token, and a last one of probability 0 would be picked.
+    threshold = (uniform * total.double()).float().minimum(torch.nextafter(total, torch.zeros_like(total)))
+    ids = torch.searchsorted(cumulative, threshold[:, None], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
     if bool(greedy.any()):
         ids = torch.where(greedy, logits.argmax(dim=-1), ids)
     return ids, probabilities.gather(1, ids[:, None])[:, 0].log()

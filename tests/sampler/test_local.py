@@ -200,6 +200,24 @@ def test_sampling_follows_the_distribution() -> None:
     torch.testing.assert_close(logprobs, expected.log()[ids], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("exponent", [24, 25, 26, 53])
+def test_the_largest_random_numbers_pick_a_token_that_can_be(exponent: int) -> None:
+    logits = torch.zeros(1, 100)
+    logits[0, 90:] = -200.0  # probability 0 in float32
+    uniform = torch.tensor([1 - 2.0**-exponent], dtype=torch.float64)
+    ids, logprobs = sample_tokens(logits, torch.ones(1), uniform)
+    assert ids.tolist() == [89]
+    torch.testing.assert_close(logprobs, torch.log_softmax(logits, -1)[:, 89])
+
+
+def test_the_smallest_temperatures_take_the_likeliest() -> None:
+    logits = torch.randn(4, 100, generator=torch.Generator().manual_seed(0)) * 10
+    temperature = torch.tensor([1e-45, 1e-40, 1e-20, 1e-7])
+    ids, logprobs = sample_tokens(logits, temperature, torch.tensor([0.0, 0.5, 0.99, 0.1], dtype=torch.float64))
+    assert ids.tolist() == logits.argmax(-1).tolist()
+    assert logprobs.tolist() == [0.0] * 4
+
+
 def test_a_stop_pattern_and_the_token_limit_end_a_text(served: Served) -> None:
     async def run() -> tuple[Generation, Generation]:
         await served.sampler.publish("solver", 1, served.adapters["solver"])
