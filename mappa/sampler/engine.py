@@ -22,6 +22,7 @@ from mappa.model.base import Base
 from mappa.model.lora import Adapter, Router
 from mappa.sampler.cache import DecodePlan, LonePlan, PrefillPlan, Prefix, RowCache
 from mappa.sampler.draft import Draft
+from mappa.sampler.stopping import Decode, Pieces, remembering
 from mappa.types import FinishReason, Generation, SamplingParams
 
 _SHORTEST_PREFIX = 32  # tokens; below this, sharing saves less than it costs
@@ -55,7 +56,8 @@ class Request:
         self.prefix: Prefix | None = None
         self.slot = -1
         self.draft = Draft(prompt)
-        self._text = ""
+        self._text = ""  # kept where there is a pattern to look for
+        self._pieces = Pieces()
         self._stop = re.compile(params.stop) if params.stop else None
         self._uniforms = numpy.random.Generator(numpy.random.Philox(params.seed)).random(params.max_tokens)
 
@@ -82,12 +84,13 @@ class Request:
         """Position of the first token that is not in the slot."""
         return len(self.prompt) + len(self.ids) - 1 if self.ids else len(self.prompt) - len(self.own)
 
-    def take(self, token: int, logprob: float, piece: str, is_end: bool) -> None:
+    def take(self, token: int, logprob: float, decode: Decode, is_end: bool) -> None:
         """Add a sampled token and see whether it ends the text."""
         self.ids.append(token)
         self.logprobs.append(logprob)
         self.draft.add(token)
-        self._text += piece
+        if self._stop is not None:
+            self._text += self._pieces.add(token, decode)
         if is_end or (self._stop is not None and self._stop.search(self._text)):
             self.finish = "stop"
         elif len(self.ids) == self.params.max_tokens:
@@ -118,7 +121,7 @@ class Engine:
         )
         self._prefixes: dict[str, list[Prefix]] = {}
         self._beginnings: dict[str, tuple[tuple[int, ...], int]] = {}  # by role: how its prompts begin, of how many
-        self._pieces: dict[int, str] = {}
+        self._decode = remembering(base.text)
 
     def add_adapter(self, name: str, adapter: Adapter) -> None:
         if name in self.adapters:
@@ -290,17 +293,12 @@ class Engine:
             right = 0
             for (token, logprob), guessed in zip(found, [*guess, None], strict=True):
                 ends = self.base.end_ids if row.ends is None else row.ends
-                row.take(token, logprob, self._piece(token), token in ends)
+                row.take(token, logprob, self._decode, token in ends)
                 self.tokens += 1
                 if row.finish is not None or token != guessed:
                     break
                 right += 1
             row.draft.learn(len(guess), right)
-
-    def _piece(self, token: int) -> str:
-        if token not in self._pieces:
-            self._pieces[token] = self.base.text((token,))
-        return self._pieces[token]
 
     def _remove_finished(self) -> list[Request]:
         """Take finished rows out and close the gaps with rows from the end."""

@@ -7,7 +7,7 @@ import math
 from mappa.errors import SamplerError
 from mappa.model.base import Base
 from mappa.sampler.sglang.wire import Reply
-from mappa.sampler.stopping import stops_at
+from mappa.sampler.stopping import Pieces, remembering, stops_at
 from mappa.types import FinishReason, Generation, SamplingParams
 
 
@@ -18,7 +18,7 @@ class Answers:
         self.end_ids = tuple(sorted(base.end_ids))
         self._base = base
         self._max_context = max_context
-        self._pieces: dict[int, str] = {}
+        self._decode = remembering(base.text)
 
     def check(self, prompt: tuple[int, ...], params: SamplingParams, request_id: str) -> None:
         """Refuse what no server can answer: a token outside of the vocabulary does not fail there, it kills it."""
@@ -40,7 +40,7 @@ class Answers:
         if not all(map(math.isfinite, logprobs)):
             raise SamplerError(f"request {request_id}: a log-prob of its answer is not a finite number")
         reason: FinishReason = "stop"
-        stop = stops_at(params.stop, [self._piece(token) for token in ids]) if params.stop else None
+        stop = stops_at(params.stop, self._pieces(ids)) if params.stop else None
         if stop is not None:
             ids, logprobs = ids[:stop], logprobs[:stop]
         elif finish is None or finish.type == "abort":
@@ -49,7 +49,6 @@ class Answers:
             reason = "length"
         return Generation(output_ids=tuple(ids), logprobs=tuple(logprobs), finish_reason=reason)
 
-    def _piece(self, token: int) -> str:
-        if token not in self._pieces:
-            self._pieces[token] = self._base.text((token,))
-        return self._pieces[token]
+    def _pieces(self, ids: list[int]) -> list[str]:
+        pieces = Pieces()
+        return [pieces.add(token, self._decode) for token in ids]
