@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -23,6 +24,8 @@ _LARGEST_BODY = 256 * 2**20  # clients divide what they send into pieces of 5 MB
 _HEALTH = f"{_PREFIX}/healthz"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 S = TypeVar("S", bound=Struct)
+
+_log = logging.getLogger(__name__)
 
 
 def application(service: Service, key: str) -> web.Application:
@@ -144,8 +147,8 @@ def _authentication(key: str) -> Any:
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        given = request.headers.get("X-API-Key", "")
-        if request.path != _HEALTH and not hmac.compare_digest(given.encode(), expected):
+        given = request.headers.get("X-API-Key", "").encode("utf-8", "surrogateescape")  # it may be any bytes
+        if request.path != _HEALTH and not hmac.compare_digest(given, expected):
             raise Refused(401, "the API key is missing or wrong; the server printed it or took it from MAPPA_SERVE_KEY")
         return await handler(request)
 
@@ -165,6 +168,9 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return _json({"detail": str(error)}, status=500)
     except web.HTTPException as error:  # no such route, a body that is too large
         return _json({"detail": error.text or error.reason}, status=error.status)
+    except Exception as error:  # noqa: BLE001 - a fault of this server's, told in the form that clients read
+        _log.exception("%s %s failed", request.method, request.path)
+        return _json({"detail": f"the server failed at this: {type(error).__name__}: {error}"}, status=500)
 
 
 def _sweeping(service: Service) -> Callable[[web.Application], AsyncIterator[None]]:
@@ -181,7 +187,7 @@ def _sweeping(service: Service) -> Callable[[web.Application], AsyncIterator[Non
 def _decode(body: bytes, kind: type[S]) -> S:
     try:
         return msgspec.json.decode(body, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:  # RecursionError: nested too deeply
         raise Refused(422, f"the request cannot be read as {kind.__name__}: {error}") from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -13,6 +14,8 @@ from mappa.errors import MappaError
 from mappa.serve.errors import Refused, UserError
 from mappa.serve.futures import Answer, Futures
 from mappa.serve.state import ModelRecord, State
+
+_log = logging.getLogger(__name__)
 
 Work = Callable[[], Awaitable[Any]]
 """Begins a request; what it comes to is an Answer, or what is sent as JSON."""
@@ -60,6 +63,9 @@ class Intake:
             self.futures.fail(id, str(error), "user")
         except MappaError as error:
             self.futures.fail(id, str(error), "server")
+        except Exception as error:  # noqa: BLE001 - else its client would wait for ever
+            _log.exception("request %s failed", id)
+            self.futures.fail(id, f"the server failed at this: {type(error).__name__}: {error}", "server")
         else:
             self.futures.resolve(id, found if isinstance(found, Answer) else Answer(msgspec.json.encode(found)))
 

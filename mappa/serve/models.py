@@ -25,6 +25,7 @@ from mappa.serve.wire import AdamParams, SaveForSampler, SaveWeights
 
 ATTENTION = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})
 _BASE = "base@0"
+_LONGEST_TTL = 100 * 366 * 24 * 3600  # seconds; a calendar ends somewhere
 
 
 class Models:
@@ -89,6 +90,7 @@ class Models:
     def save(self, asked: SaveWeights) -> str:
         """A training checkpoint; returns its path."""
         path = weights_path(asked.model_id, "weights", asked.path)
+        _check_ttl(asked.ttl_seconds)
         if not asked.overwrite and self._state.find(Checkpoint, path) is not None:
             raise UserError(f"{path} is there already; pass overwrite to replace it")
         model, record = self._get(asked.model_id), self._record(asked.model_id)
@@ -104,6 +106,7 @@ class Models:
         """Weights to sample with, ready to be used; returns their path."""
         record = self._record(asked.model_id)
         model = self._get(asked.model_id)
+        _check_ttl(asked.ttl_seconds)
         if asked.path is not None:
             path = weights_path(record.id, "sampler_weights", asked.path)
             self._forget_served(path)
@@ -235,7 +238,7 @@ class Models:
                 attention=record.attention,
                 mlp=record.mlp,
                 created=now,
-                expires=now + asked.ttl_seconds if asked.ttl_seconds else None,
+                expires=None if asked.ttl_seconds is None else now + asked.ttl_seconds,
                 size=size,
                 metadata=asked.user_metadata or {},
                 ephemeral=asked.path is None,
@@ -276,6 +279,11 @@ def check_tokens(tokens: Sequence[int], vocabulary: int, longest: int) -> None:
         raise UserError(f"the tokens are empty or outside 0..{vocabulary - 1}")
     if len(tokens) > longest:
         raise UserError(f"{len(tokens)} tokens are more than this server's max_context of {longest}")
+
+
+def _check_ttl(seconds: int | None) -> None:
+    if seconds is not None and not 1 <= seconds <= _LONGEST_TTL:
+        raise UserError(f"ttl_seconds is {seconds}; give 1..{_LONGEST_TTL}, or none for weights that do not expire")
 
 
 def describe(record: ModelRecord | Checkpoint) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from mappa.serve.state import Checkpoint, ModelRecord, SamplerRecord, Session, S
 from mappa.serve.worker import Worker
 
 _SWEEP = 5.0  # seconds between looks at what has expired
+_MOST_SAMPLES = 1024  # of one request, which is answered as a whole
 _UNEMBED = (
     "this server trains the attention and MLP layers that a model asks for; train_unembed has no effect, the output "
     "layer stays as it is in the base"
@@ -223,6 +224,8 @@ class Service:
         async def run() -> Answer:
             return Answer(await self._sampling.sample(asked, path, id), PROTO)
 
+        if asked.num_samples > _MOST_SAMPLES:
+            raise Refused(400, f"num_samples is {asked.num_samples}; ask for at most {_MOST_SAMPLES} at once")
         sequences = [f"{id}/{n}" for n in range(asked.num_samples)]
         return {**self._intake.begin(id, run), "sample_sequence_ids": sequences}
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+import time
 import urllib.error
+import urllib.parse
 import urllib.request
+from collections.abc import Awaitable, Callable
+from typing import cast
 
+import msgspec
 import pytest
 import tinker
 import torch
+from aiohttp.test_utils import TestClient, TestServer
 from tinker import types
 
+from mappa.serve.app import application
+from mappa.serve.service import Service
 from tests.serve.server import KEY, Server
 from tests.serve.talk import ADAM, model, reinforced, some_data, text
 
@@ -24,6 +34,16 @@ def get(server: Server, path: str, key: str = "") -> tuple[int, bytes]:
             return error.code, error.read()
 
 
+def post(server: Server, path: str, body: bytes) -> tuple[int, bytes]:
+    headers = {"X-API-Key": KEY, "Content-Type": "application/json"}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(f"{server.url}{path}", body, headers), timeout=30) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
 def test_a_key_is_needed(server: Server) -> None:
     with pytest.raises(tinker.AuthenticationError, match="API key"):
         server.client("tml-not-the-right-one-00000000").create_lora_training_client("tiny")
@@ -31,6 +51,57 @@ def test_a_key_is_needed(server: Server) -> None:
     assert get(server, "/api/v1/get_server_capabilities", KEY)[0] == 200
     assert get(server, "/api/v1/healthz") == (200, b'{"status":"ok"}')
     assert get(server, "/api/v1/nonsense", KEY)[0] == 404
+
+
+def test_a_key_of_any_bytes_is_wrong(server: Server) -> None:
+    address = urllib.parse.urlsplit(server.url)
+    with socket.create_connection((address.hostname, address.port), timeout=30) as connection:
+        head = b"GET /api/v1/get_server_capabilities HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        connection.sendall(head + b"X-API-Key: \xff\xfe\r\n\r\n")
+        with connection.makefile("rb") as answer:
+            head, _, body = answer.read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 401 ")
+    assert b"API key" in msgspec.json.decode(body)["detail"].encode()
+
+
+def test_a_request_that_is_nested_too_deeply(server: Server) -> None:
+    deep = b"[" * 100_000 + b"]" * 100_000
+    status, answer = post(server, "/api/v1/create_session", b'{"user_metadata":{"a":' + deep + b"}}")
+    assert status == 422
+    assert "cannot be read as CreateSession" in msgspec.json.decode(answer)["detail"]
+
+
+class Broken:
+    """A service that fails at everything in a way that nobody has thought of."""
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[None]]:
+        async def fail(*_: object) -> None:
+            raise ZeroDivisionError("oh")
+
+        return fail
+
+    async def sweep(self) -> None:
+        await asyncio.sleep(60)
+
+
+def test_a_fault_of_the_server_is_told_in_json() -> None:
+    async def ask() -> tuple[int, dict[str, str]]:
+        app = application(cast(Service, Broken()), KEY)
+        async with TestClient(TestServer(app), headers={"X-API-Key": KEY}) as client:
+            answer = await client.get("/api/v1/get_server_capabilities")
+            return answer.status, await answer.json()
+
+    assert asyncio.run(ask()) == (500, {"detail": "the server failed at this: ZeroDivisionError: oh"})
+
+
+def test_more_samples_than_can_be_asked_for_at_once(client: tinker.ServiceClient) -> None:
+    sampling = client.create_sampling_client(base_model="tiny").result()
+    begin = time.monotonic()
+    with pytest.raises(tinker.BadRequestError, match="at most 1024"):
+        sampling.sample(
+            text([5, 6]), num_samples=3_000_000, sampling_params=types.SamplingParams(max_tokens=1)
+        ).result()
+    assert time.monotonic() - begin < 5
 
 
 def test_what_there_is_not(server: Server, client: tinker.ServiceClient) -> None:
@@ -125,6 +196,19 @@ def test_names_that_would_leave_the_folder(client: tinker.ServiceClient) -> None
     with pytest.raises(tinker.RequestFailedError, match="there already; pass overwrite"):
         training.save_state("once").result()
     assert training.save_state("once", overwrite=True).result().path.endswith("/weights/once")
+
+
+@pytest.mark.parametrize("seconds", [10**12, 10**400, 0, -5])
+def test_weights_expire_within_the_calendar(server: Server, client: tinker.ServiceClient, seconds: int) -> None:
+    training = model(client)
+    with pytest.raises(tinker.RequestFailedError, match=r"ttl_seconds is .*; give 1\.\."):
+        training.save_state("long", ttl_seconds=seconds).result()
+    with pytest.raises(tinker.RequestFailedError, match=r"ttl_seconds is .*; give 1\.\."):
+        training.save_weights_for_sampler("long", ttl_seconds=seconds).result()
+    training.save_state("a-century", ttl_seconds=100 * 365 * 24 * 3600).result()
+    rest = tinker.RestClient(base_url=server.url, api_key=KEY)
+    (listed,) = rest.list_checkpoints(training.model_id).result().checkpoints
+    assert listed.expires_at is not None and listed.expires_at.year > 2100
 
 
 def test_what_was_saved_is_listed_and_can_be_deleted(server: Server, client: tinker.ServiceClient) -> None:
