@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
+from collections.abc import Awaitable
 from typing import Any
 
 import msgspec
@@ -28,6 +30,8 @@ _UNEMBED = (
     "layer stays as it is in the base"
 )
 
+_log = logging.getLogger(__name__)
+
 
 class Service:
     """One base and everybody's models. `Refused` is raised for what is not taken in; all else ends in a future."""
@@ -44,6 +48,8 @@ class Service:
         self._sampling = Sampling(base, router, worker, models, config)
         _forget_ended(state)
         self._seen = {session.id: time.monotonic() for session in state.all(Session)}
+        self._ending: dict[str, str] = {}
+        """Sessions whose end is being written down, and why they end."""
 
     @property
     def name(self) -> str:
@@ -74,8 +80,12 @@ class Service:
     async def end_session(self, id: str, why: str) -> None:
         """Give back what a session holds. Its saved weights stay."""
         session = self._session(id)
-        self._seen.pop(id, None)
-        await asyncio.to_thread(self._state.update, Session, session.id, ended=why)
+        self._ending[id] = why  # from here on it shows no more signs of life
+        try:
+            await asyncio.to_thread(self._state.update, Session, session.id, ended=why)
+            self._seen.pop(id, None)
+        finally:
+            del self._ending[id]
         for model in self._state.all(ModelRecord):
             if model.session == id:
                 self._intake.end(model.id, f"session {id!r} has ended: {why}")
@@ -92,11 +102,11 @@ class Service:
             self.futures.forget()
             silent = time.monotonic() - self.config.session_timeout
             for id in [id for id, seen in self._seen.items() if seen < silent]:
-                if id in self._seen:  # its client may have ended it meanwhile
-                    await self.end_session(id, f"silent for {self.config.session_timeout:g} seconds")
+                if id in self._seen and id not in self._ending:  # its client may be ending it, or have ended it
+                    await _try(self.end_session(id, f"silent for {self.config.session_timeout:g} seconds"))
             for saved in self._state.all(Checkpoint):
                 if saved.expires is not None and saved.expires < time.time():
-                    await self._worker.do(saved.model, lambda saved=saved: self._models.delete(saved))  # type: ignore[misc]
+                    await _try(self._worker.do(saved.model, lambda saved=saved: self._models.delete(saved)))  # type: ignore[misc]
 
     # Models
 
@@ -276,8 +286,8 @@ class Service:
         session = self._state.find(Session, id)
         if session is None:
             raise Refused(404, f"there is no session {id!r}")
-        if session.ended:
-            raise Refused(410, f"session {id!r} has ended: {session.ended}")
+        if ended := session.ended or self._ending.get(id):
+            raise Refused(410, f"session {id!r} has ended: {ended}")
         self._seen[id] = time.monotonic()
         return session
 
@@ -309,6 +319,14 @@ class Service:
     def _check_base(self, name: str) -> None:
         if name != self.name:
             raise Refused(400, f"this server has no base model {name!r}; it has {self.name!r}")
+
+
+async def _try(work: Awaitable[None]) -> None:
+    """One thing to be swept: should it fail, the others are swept all the same."""
+    try:
+        await work
+    except Exception:  # noqa: BLE001 - whatever it is, it is no reason to sweep no more
+        _log.exception("the server could not clear away what has expired; it will try again")
 
 
 def _forget_ended(state: State) -> None:
