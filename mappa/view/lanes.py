@@ -26,7 +26,8 @@ class Lane(Struct, frozen=True, kw_only=True):
 
 
 class Lanes(Struct, frozen=True):
-    """One step: from its first generation to that of the next step, or to the last thing that happened."""
+    """One step: from its first generation to that of the next step, or to the last thing that happened. Where the
+    next step's was no later, as its episodes were begun ahead, to the last thing of its own."""
 
     step: int
     began: float
@@ -44,7 +45,8 @@ def lanes(catalogue: Catalogue, step: int) -> Lanes:
     )
     for kind, *interval in rows:
         spans[kind].append((interval[0], interval[1]))
-    return Lanes(step, began, ended, [_lane(kind, spans[kind], began, ended) for kind in LANES if spans[kind]])
+    shown = [kind for kind in LANES if spans[kind]] if ended > began else []
+    return Lanes(step, began, ended, [_lane(kind, spans[kind], began, ended) for kind in shown])
 
 
 def _window(catalogue: Catalogue, step: int) -> Interval:
@@ -54,6 +56,8 @@ def _window(catalogue: Catalogue, step: int) -> Interval:
         return 0.0, 0.0
     if after is None:
         after = catalogue.rows("select max(ended) from spans")[0][0]
+    elif after <= began:
+        after = catalogue.rows("select max(ended) from spans where step=?", (step,))[0][0]
     return began, max(after, began)
 
 

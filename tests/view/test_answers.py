@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from mappa.errors import ConfigError, JournalError, ModelError
-from mappa.journal import Journal, read_advantages, read_episodes
+from mappa.journal import Journal, Span, read_advantages, read_episodes
 from mappa.journal.schema import connect
 from mappa.types import Action, Episode, Verdict
 from mappa.view.actions import ORDERS, list_actions
@@ -233,6 +233,20 @@ def test_lanes_say_who_was_at_work(catalogue: Catalogue) -> None:
     worked = sum(by["generate"].load) * 60 / len(by["generate"].load)
     assert worked == pytest.approx(36 * 3 * 4, rel=0.01)  # seconds of 36 episodes' three generations
     assert lanes(catalogue, 77).lanes == []
+
+
+def test_lanes_of_a_step_that_the_next_one_did_not_wait_for(tmp_path: Path) -> None:
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        for step, began, ended in ((1, 100.0, 140.0), (2, 100.0, 160.0), (3, 90.0, 90.0), (4, 90.0, 130.0)):
+            episode = Episode(id=f"{step}-1-sum-0", task="sum", kind="maths", seed=1, step=step)
+            journal.begin_episode(episode, "train")
+            journal.add_span(Span("generate", episode.id, "solver", 0, began, ended))
+    catalogue = Catalogue(tmp_path / "journal.sqlite")
+    catalogue.read_all()
+    found = lanes(catalogue, 1)
+    assert (found.began, found.ended, found.lanes[0].busy) == (100.0, 140.0, 1.0)
+    assert (lanes(catalogue, 2).ended, lanes(catalogue, 3).lanes) == (160.0, [])
+    catalogue.close()
 
 
 def test_the_head_of_the_page(run: Path, catalogue: Catalogue) -> None:
