@@ -24,6 +24,8 @@ from mappa.view.words import tokens_of
 
 Query = Mapping[str, str]
 
+_DIGITS = 18  # SQLite's integers have 64 bits
+
 
 class Pulse(Struct, frozen=True):
     """Whether anything is new. `changes` grows when something is; `left` actions are still being read."""
@@ -110,4 +112,6 @@ def _number(query: Query, name: str) -> int:
     text = query.get(name, "0")
     if not text.isdecimal():
         raise ConfigError(f"{name}={text!r} is not a number")
+    if len(text) > _DIGITS:
+        raise ConfigError(f"{name}={text[:_DIGITS]}... is larger than any number that a journal holds")
     return int(text)

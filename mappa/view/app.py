@@ -32,6 +32,7 @@ HEADERS = {
 }
 _SCRIPTS = ("base", "charts", "run", "actions", "episode", "bias", "timeline", "page")
 """Files that app.js is made of, in their order."""
+_LAST_PORT = 65535
 _TYPES = {"index.html": "text/html", "app.css": "text/css", "app.js": "text/javascript"}
 
 
@@ -95,6 +96,8 @@ def serve(answers: Answers, port: int, said: Callable[[str], None]) -> None:
     """Until Ctrl-C. `said` gets the page's address once it answers. Raises ServerError where the port is taken."""
     import socket
 
+    if not 0 <= port <= _LAST_PORT:
+        raise ServerError(f"port {port} cannot be used: there are 1..{_LAST_PORT}; give another --port, 0 for any")
     app = make_app(answers)
     import uvicorn
 

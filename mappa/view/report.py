@@ -14,7 +14,7 @@ from mappa.observe.summary import replace_file
 from mappa.view.actions import ORDERS, list_actions
 from mappa.view.answers import Answers
 from mappa.view.app import static
-from mappa.view.overview import Overview
+from mappa.view.overview import Overview, overview
 
 FILE_NAME = "report.html"
 BYTES = 4_500_000
@@ -30,7 +30,7 @@ Question = tuple[str, dict[str, str]]
 def write_report(folder: Path, out: Path | None = None) -> Path:
     """Write the report of the run in `folder`, also of one that is under way. Returns its path.
 
-    Raises JournalError if the folder has no journal of this schema.
+    Raises JournalError if the folder has no journal of this schema, or an evaluation that cannot be read.
     """
     answers = Answers(folder)
     try:
@@ -46,7 +46,7 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
 
 def _recorded(answers: Answers) -> dict[str, msgspec.Raw]:
     """Answers by the path that the page asks for them with. Only the page's own lists are cut to fit."""
-    run = msgspec.json.decode(answers.ask("run", {})[1], type=Overview)
+    run = overview(answers.folder, answers.catalogue, answers.settings)
     found = dict(_ask(answers, _wanted(run)))
     rows = [row for phase in run.phases for row in list_actions(answers.catalogue, phase=phase, limit=LISTED)]
     found["actions"] = msgspec.Raw(msgspec.json.encode(rows))

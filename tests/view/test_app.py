@@ -51,6 +51,12 @@ def test_the_page_and_its_answers(client: httpx.Client) -> None:
         ("/api/episode", 404, "the journal has no 'id'"),
         ("/api/actions?order=bests", 422, "no order 'bests'"),
         ("/api/lanes?step=-1", 422, "step='-1' is not a number"),
+        ("/api/lanes?step=9223372036854775807", 422, "larger than any number"),
+        (f"/api/actions?offset={2**63}", 422, "larger than any number"),
+        (f"/api/bias?last={'9' * 20}", 422, "larger than any number"),
+        (f"/api/curves?since={'9' * 5000}", 422, "larger than any number"),
+        (f"/api/lanes?step={'9' * 18}", 200, None),
+        (f"/api/bias?last={'9' * 18}", 200, None),
         ("/api/tokens?id=1-1-Boston-0&ordinal=99", 404, "the journal has no '1-1-Boston-0/99'"),
         ("/api/actions?task=%27%3B+drop+table+actions", 200, None),
     ],
@@ -73,6 +79,9 @@ def test_a_taken_port_and_no_run_are_said(
     with viewing(finished_run) as url:
         assert main(["view", str(finished_run), "--port", url.rpartition(":")[2]]) == 2
     assert "give another --port" in capsys.readouterr().err
+    for port in ("99999", "65536", "-1"):
+        assert main(["view", str(finished_run), f"--port={port}"]) == 2
+        assert "give another --port" in capsys.readouterr().err
     for command in ("view", "report", "top"):
         assert main([command, str(tmp_path)]) == 2
         assert "no journal at" in capsys.readouterr().err
@@ -89,6 +98,14 @@ def test_a_report_holds_its_data_and_no_way_out_of_it(tmp_path: Path) -> None:
     assert len(data) == 1 and "<" not in data[0]
     assert len(answers["actions"]) == 183 and answers["run"]["comparisons"]
     assert sum(name.startswith("episode?") for name in answers) == 61
+
+
+def test_a_damaged_evaluation_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "run")
+    damaged = run / "evaluation-base-greedy.json"
+    damaged.write_text("{")
+    assert main(["report", str(run)]) == 2
+    assert f"{damaged} is no evaluation" in capsys.readouterr().err
 
 
 def test_a_large_report_leaves_out_what_does_not_fit(tmp_path: Path) -> None:
