@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sqlite3
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +27,7 @@ from mappa.view.words import tokens_of
 Query = Mapping[str, str]
 
 _DIGITS = 18  # SQLite's integers have 64 bits
+_log = logging.getLogger(__name__)
 
 
 class Pulse(Struct, frozen=True):
@@ -74,9 +77,18 @@ class Answers:
         return more
 
     def keep_up(self, stop: threading.Event, every: float) -> None:
-        """Refresh until told to stop: at once while there is more to take, then every so many seconds."""
-        while not stop.wait(0.001 if self.refresh() else every):
-            pass
+        """Refresh until told to stop: at once while there is more to take, then every so many seconds.
+
+        A journal that cannot be read for a moment is tried again; why is logged, once while it stays the same.
+        """
+        more, said = True, ""
+        while not stop.wait(0.001 if more else every):
+            try:
+                more, said = self.refresh(), ""
+            except (MappaError, sqlite3.Error) as error:
+                if str(error) != said:
+                    _log.warning("nothing new can be shown for now: %s; trying again", error)
+                more, said = False, str(error)
 
     def ask(self, name: str, query: Query) -> tuple[int, bytes]:
         """An HTTP status and JSON: the answer, or why there is none."""

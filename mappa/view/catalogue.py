@@ -7,9 +7,11 @@ large journal begins with its last steps at once, and the rest follows.
 
 from __future__ import annotations
 
+import copy
 import sqlite3
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +77,8 @@ class Catalogue:
         self.touched: dict[int, int] = {}
         """Step -> what `changes` was when something of it was last read."""
         with connect(path) as journal:
-            self._actions = _Window(journal, "actions")
-            self._spans = _Window(journal, "spans")
-            self._learned = _Window(journal, "learned") if has_table(journal, "learned") else None
-        self._episodes = self._calls = 0
-        self._running: list[str] = []
-        self._steps_time = 0.0
+            learned = _Window(journal, "learned") if has_table(journal, "learned") else None
+            self._read = _Read(_Window(journal, "actions"), _Window(journal, "spans"), learned)
         self._lock = threading.Lock()
         self._memory = sqlite3.connect(":memory:", check_same_thread=False)
         self._memory.executescript(_TABLES)
@@ -96,7 +94,7 @@ class Catalogue:
     @property
     def left(self) -> int:
         """Actions of the journal that are still to be read, about."""
-        return self._actions.low
+        return self._read.actions.low
 
     def read_all(self) -> None:
         """Refresh until there is nothing left."""
@@ -104,33 +102,42 @@ class Catalogue:
             pass
 
     def refresh(self) -> bool:
-        """Take what the journal has anew, and a batch of what it had. True while there is more to take."""
-        with connect(self.path) as journal, self._lock, self._memory:
-            journal.execute("begin")  # one state of the journal throughout
-            self._fresh: set[int] = set()
-            found = self._take_episodes(journal)
-            found += self._take_actions(journal)
-            found += self._take_spans(journal)
-            found += self._take_learned(journal)
-            found += self._take_steps_and_calls(journal)
+        """Take what the journal has anew, and a batch of what it had. True while there is more to take.
+
+        Raises JournalError or sqlite3.Error where it cannot be read; then nothing was taken, and all can be again.
+        """
+        before = copy.deepcopy(self._read)
+        try:
+            with connect(self.path) as journal, self._lock, self._memory:
+                journal.execute("begin")  # one state of the journal throughout
+                self._fresh: set[int] = set()
+                found = self._take_episodes(journal)
+                found += self._take_actions(journal)
+                found += self._take_spans(journal)
+                found += self._take_learned(journal)
+                found += self._take_steps_and_calls(journal)
+        except BaseException:
+            self._read = before
+            raise
         if found:
             self.changes += 1
             self.touched |= dict.fromkeys(self._fresh, self.changes)
-        return any(window.low > 0 for window in (self._actions, self._spans, self._learned) if window is not None)
+        read = self._read
+        return any(window.low > 0 for window in (read.actions, read.spans, read.learned) if window is not None)
 
     def _take_episodes(self, journal: sqlite3.Connection) -> int:
         """New ones, and those that were running: their rows alone are ever changed."""
         newest = _newest(journal, "episodes")
-        rows = journal.execute(f"{_EPISODE} where rowid > ?", (self._episodes,)).fetchall()
-        again = [row for id in self._running for row in journal.execute(f"{_EPISODE} where id = ?", (id,))]
+        rows = journal.execute(f"{_EPISODE} where rowid > ?", (self._read.episodes,)).fetchall()
+        again = [row for id in self._read.running for row in journal.execute(f"{_EPISODE} where id = ?", (id,))]
         self._put("episodes", [*rows, *again])
-        self._was_running, self._episodes = self._running, newest
-        self._running = [row[0] for row in (*again, *rows) if row[5] == "running"]
+        self._was_running, self._read.episodes = self._read.running, newest
+        self._read.running = [row[0] for row in (*again, *rows) if row[5] == "running"]
         return len(rows) + len(self._was_running) - sum(row[5] == "running" for row in again)
 
     def _take_actions(self, journal: sqlite3.Connection) -> int:
         """Those of episodes that were running at the last look again: they may have got results and verdicts."""
-        window, known = self._actions, (self._actions.low, self._actions.high)
+        window, known = self._read.actions, (self._read.actions.low, self._read.actions.high)
         new, old = window.take(journal, f"{_ACTIONS} where a.rowid", BATCH)
         again = [
             row
@@ -145,28 +152,30 @@ class Catalogue:
         return len(new) + len(old)
 
     def _take_spans(self, journal: sqlite3.Connection) -> int:
-        new, old = self._spans.take(journal, f"{_SPANS} where s.rowid", _SPANS_PER_ACTION * BATCH)
+        new, old = self._read.spans.take(journal, f"{_SPANS} where s.rowid", _SPANS_PER_ACTION * BATCH)
         self._put("spans", [row[1:] for row in (*new, *old)])
         self._fresh |= {row[2] for row in (*new, *old) if row[2]}
         return len(new) + len(old)
 
     def _take_learned(self, journal: sqlite3.Connection) -> int:
-        if self._learned is None:
+        if self._read.learned is None:
             return 0
-        new, old = self._learned.take(journal, _LEARNED, BATCH)
+        new, old = self._read.learned.take(journal, _LEARNED, BATCH)
         self._put("learned", [row[2:] for row in (*old, *new)])
         self._fresh |= {row[1] for row in (*new, *old)}
         return len(new) + len(old)
 
     def _take_steps_and_calls(self, journal: sqlite3.Connection) -> int:
         # A step that was run again after a resume is written anew, with its new time.
-        steps = journal.execute("select step, metrics, time from steps where time > ?", (self._steps_time,)).fetchall()
-        calls = journal.execute(_CALLS, (self._calls,)).fetchall()
+        steps = journal.execute(
+            "select step, metrics, time from steps where time > ?", (self._read.steps_time,)
+        ).fetchall()
+        calls = journal.execute(_CALLS, (self._read.calls,)).fetchall()
         self._put("steps", steps)
         self._fresh |= {row[0] for row in steps}
         self._put("calls", calls)
-        self._steps_time = max([self._steps_time, *(row[2] for row in steps)])
-        self._calls = _newest(journal, "calls")
+        self._read.steps_time = max([self._read.steps_time, *(row[2] for row in steps)])
+        self._read.calls = _newest(journal, "calls")
         return len(steps) + len(calls)
 
     def _put(self, table: str, rows: Sequence[Sequence[Any]]) -> None:
@@ -188,6 +197,21 @@ class _Window:
         old = journal.execute(f"{sql} >= ? and {sql.rpartition('where ')[2]} < ?", (first, self.low)).fetchall()
         self.low, self.high = first, max([self.high, *(row[0] + 1 for row in new)])
         return new, old
+
+
+@dataclass
+class _Read:
+    """What of the journal was read."""
+
+    actions: _Window
+    spans: _Window
+    learned: _Window | None
+    episodes: int = 0
+    """The newest row."""
+    calls: int = 0
+    running: list[str] = field(default_factory=list)
+    """Episodes whose rows are still changed."""
+    steps_time: float = 0.0
 
 
 def _newest(journal: sqlite3.Connection, table: str) -> int:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from statistics import fmean
 
@@ -279,6 +284,46 @@ def test_a_run_that_goes_on_is_followed(tmp_path: Path) -> None:
         catalogue.refresh()
         assert catalogue.rows("select count(*) from words where words match 'forty'") == [(1,)]
         catalogue.close()
+
+
+def test_a_look_that_fails_loses_nothing(run: Path, tmp_path: Path) -> None:
+    shutil.copy(run / "journal.sqlite", tmp_path)
+    catalogue = Catalogue(tmp_path / "journal.sqlite")
+    with closing(sqlite3.connect(tmp_path / "journal.sqlite")) as writer:
+        writer.execute("alter table calls rename to elsewhere")  # which is read last
+        with pytest.raises(sqlite3.Error):
+            catalogue.refresh()
+        assert catalogue.rows("select count(*) from actions") == [(0,)]
+        writer.execute("alter table elsewhere rename to calls")
+        catalogue.read_all()
+        for table in ("actions", "episodes", "spans"):
+            counted = f"select count(*) from {table}"
+            assert catalogue.rows(counted) == writer.execute(counted).fetchall()
+    catalogue.close()
+
+
+def test_a_journal_that_is_away_for_a_moment_is_followed_again(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copy(run / "journal.sqlite", tmp_path)
+    journal, away = tmp_path / "journal.sqlite", tmp_path / "away"
+    answers, stop = Answers(tmp_path), threading.Event()
+    journal.rename(away)
+    thread = threading.Thread(target=answers.keep_up, args=(stop, 0.01))
+    thread.start()
+    try:
+        assert _eventually(lambda: "trying again" in caplog.text)
+        away.rename(journal)
+        assert _eventually(lambda: answers.catalogue.changes > 0 and answers.catalogue.left == 0)
+        assert caplog.text.count("trying again") == 1
+    finally:
+        stop.set()
+        thread.join()
+        answers.close()
+
+
+def _eventually(check: Callable[[], bool]) -> bool:
+    return any(check() or time.sleep(0.01) for _ in range(2000))
 
 
 def write_tokenizer(folder: Path) -> Tokenizer:
