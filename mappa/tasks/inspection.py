@@ -29,7 +29,7 @@ from mappa.tasks.answers import inspect_answer
 from mappa.tasks.folder import ANSWERS
 from mappa.tasks.metrics import beats_baseline, normalised
 from mappa.tasks.probing import OpenWorkspace, Report, collect, probe, short
-from mappa.tasks.supply import read_cached
+from mappa.tasks.supply import read_cached, size_of
 from mappa.types import Action, Evidence, Fact, Metric, Outcome, Role, Task, Workspace
 
 PICKLE_MB, TABLE_MB = 64, 8
@@ -110,12 +110,12 @@ def _together(found: Sequence[Evidence]) -> Evidence:
 
 
 def _pickle_limit(task: Task) -> int:
-    tables = sum(len(read_cached(f"{task.folder}/public/{name}")) for name in ("train.csv", "test.csv"))
+    tables = sum(size_of(f"{task.folder}/public/{name}") for name in ("train.csv", "test.csv"))
     return max(PICKLE_MB << 20, PICKLE_FACTOR * tables)
 
 
 def _table_limit(task: Task) -> int:
-    return max(TABLE_MB << 20, TABLE_FACTOR * len(read_cached(f"{task.folder}/{ANSWERS}")))
+    return max(TABLE_MB << 20, TABLE_FACTOR * size_of(f"{task.folder}/{ANSWERS}"))
 
 
 def _present(names: Sequence[str], workspace: Workspace) -> Evidence:

@@ -59,3 +59,12 @@ def _put(task: Task, workspace: Workspace, name: str, data: bytes) -> None:
 def read_cached(path: str) -> bytes:
     """A task's file; read once, since the event loop must not wait for a disk."""
     return Path(path).read_bytes()
+
+
+@lru_cache(maxsize=512)
+def size_of(path: str) -> int:
+    """Bytes of a task's file; 0 of one that is missing, which is said where it is read."""
+    try:
+        return Path(path).stat().st_size
+    except FileNotFoundError:
+        return 0

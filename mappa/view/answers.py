@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -85,7 +84,7 @@ class Answers:
         while not stop.wait(0.001 if more else every):
             try:
                 more, said = self.refresh(), ""
-            except (MappaError, sqlite3.Error) as error:
+            except MappaError as error:
                 if str(error) != said:
                     _log.warning("nothing new can be shown for now: %s; trying again", error)
                 more, said = False, str(error)

@@ -104,7 +104,7 @@ class Catalogue:
     def refresh(self) -> bool:
         """Take what the journal has anew, and a batch of what it had. True while there is more to take.
 
-        Raises JournalError or sqlite3.Error where it cannot be read; then nothing was taken, and all can be again.
+        Raises JournalError where it cannot be read; then nothing was taken, and all can be again.
         """
         before = copy.deepcopy(self._read)
         try:

@@ -56,7 +56,9 @@ def test_a_stop_pattern_and_the_token_limit_end_a_text(fleet: Fleet) -> None:
             fleet.sampler.generate(prompt(3), name, params(5, 1.0), "short"),
             fleet.sampler.generate(prompt(3), name, params(300, 1.0, stop=r"[A-Za-z][\s\S]*[0-9]"), "stopped"),
         )
-        assert one.finish_reason == "length" and len(one.output_ids) == 5
+        # A random model draws the end of the text once in 250 tokens.
+        ended = one.output_ids[-1] == 1
+        assert one.finish_reason == ("stop" if ended else "length") and (ended or len(one.output_ids) == 5)
         assert other.finish_reason == "stop"
         text = "".join(fleet.base.text((token,)) for token in other.output_ids)
         assert text[-1].isdigit() or other.output_ids[-1] == 1

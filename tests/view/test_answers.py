@@ -291,7 +291,7 @@ def test_a_look_that_fails_loses_nothing(run: Path, tmp_path: Path) -> None:
     catalogue = Catalogue(tmp_path / "journal.sqlite")
     with closing(sqlite3.connect(tmp_path / "journal.sqlite")) as writer:
         writer.execute("alter table calls rename to elsewhere")  # which is read last
-        with pytest.raises(sqlite3.Error):
+        with pytest.raises(JournalError, match="no such table"):
             catalogue.refresh()
         assert catalogue.rows("select count(*) from actions") == [(0,)]
         writer.execute("alter table elsewhere rename to calls")
