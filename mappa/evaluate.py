@@ -43,7 +43,7 @@ from mappa.types import Episode, Role, Task
 Mode = Literal["sampled", "greedy"]
 
 LONGEST_NAME = 180
-"""Characters of a result's file name; a file system takes 255 bytes."""
+"""Characters that a result's file name takes of what was asked; a file system takes 255 bytes."""
 
 
 def evaluate(
@@ -181,9 +181,10 @@ def _place(folder: Path, options: argparse.Namespace) -> Path:
     parts = [f"{options.version}-{'greedy' if options.greedy else 'sampled'}", *options.settings]
     parts += [f"tasks={options.tasks}"] if options.tasks else []
     parts += [f"samples={options.samples}"] if options.samples else []
-    name = re.sub(r"[^\w.,=+-]+", "_", ",".join(parts)).strip("_")
-    if len(name) > LONGEST_NAME:
-        name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
+    asked = ",".join(parts)
+    name = re.sub(r"[^A-Za-z0-9_.,=+-]+", "_", asked).strip("_")[:LONGEST_NAME]
+    if name != asked:  # two that differ in what a file name cannot hold stay two
+        name = f"{name}-{hashlib.sha256(asked.encode()).hexdigest()[:10]}"
     return folder / "evaluations" / f"{name}.json"
 
 

@@ -134,7 +134,7 @@ def _metric_of_script(text: str) -> str:
     if re.fullmatch(r"[A-Za-z_]\w*", written):
         written = _assigned(text, written)
     called = re.findall(r"([A-Za-z_]\w*)\s*\(", written)
-    if re.match(r"[-\d.]|.*\)\s*[-+*/%]", written) and "sqrt" not in called:
+    if re.match(r"[-\d.]|.*\)\s*[-+*/%]", written):
         _unknown(written)  # 1 - a metric, or a metric * 100
     rooted = "sqrt" in called or "squared=False" in written
     if rooted and "mean_squared_error" in called:
@@ -184,10 +184,9 @@ def _metric_of_config(config: str) -> str:
 
 
 def _answers_of(config: str, private: Path) -> Path:
-    """The file that the config names; where it lies elsewhere, the only table there."""
+    """The file that the config names, which `_state` misses where it is not there; else the only table."""
     found = re.search(r"^\s+answers:\s*['\"]?([^'\"\n]+)", config, re.M)
-    named = private / Path(found[1].strip()).name if found else private
-    return named if named.is_file() else _one(private, "*.csv")
+    return private / Path(found[1].strip()).name if found else _one(private, "*.csv")
 
 
 def _import(kind: str, place: Path, names: list[str], read: Reader, cache: Path) -> Found:

@@ -153,9 +153,8 @@ def test_what_is_bought_is_found_by_the_next_process_and_counts(tmp_path: Path) 
             asyncio.run(work(journal))
 
 
-def test_a_budget_counts_what_earlier_processes_spent(tmp_path: Path, server: Server) -> None:
-    config = CoachConfig(kind="llm", budget_tokens=4500, chat=ChatConfig(url=server.url, model="m", hedge=0.0))
-    server.script(tokens=2000)
+def in_processes_of_their_own(config: CoachConfig, folder: Path, readings: str) -> list[Verdict]:
+    """A verdict for each of these one-letter readings, every one from a journal and a coach that are opened anew."""
 
     async def work(journal: Journal, reading: str) -> Verdict:
         coach = load_coach(config, store=JournalStore(journal))
@@ -165,9 +164,17 @@ def test_a_budget_counts_what_earlier_processes_spent(tmp_path: Path, server: Se
             await coach.close()
 
     found = []
-    for reading in ("1", "2", "1"):
-        with Journal(tmp_path / "journal.sqlite") as journal:
+    for reading in readings:
+        with Journal(folder / "journal.sqlite") as journal:
             found.append(asyncio.run(work(journal, reading)))
+    return found
+
+
+def test_a_budget_counts_what_earlier_processes_spent(tmp_path: Path, server: Server) -> None:
+    config = CoachConfig(kind="llm", budget_tokens=4500, chat=ChatConfig(url=server.url, model="m", hedge=0.0))
+    server.script(tokens=2000)
+
+    found = in_processes_of_their_own(config, tmp_path, "121")
     assert [v.missing for v in found] == [None, "budget", None], "the third is kept, and costs nothing"
 
 
@@ -178,17 +185,7 @@ def test_a_budget_counts_what_earlier_processes_paid_for_no_reply(tmp_path: Path
     silent = {"choices": [{"message": {"content": None}, "finish_reason": "length"}]}
     server.script(body=json.dumps({**silent, "usage": {"prompt_tokens": 1300, "completion_tokens": 700}}))
 
-    async def work(journal: Journal, reading: str) -> Verdict:
-        coach = load_coach(config, store=JournalStore(journal))
-        try:
-            return await coach.score(replace(CONTEXT, reading=reading))
-        finally:
-            await coach.close()
-
-    found = []
-    for reading in ("1", "2", "3"):
-        with Journal(tmp_path / "journal.sqlite") as journal:
-            found.append(asyncio.run(work(journal, reading)))
+    found = in_processes_of_their_own(config, tmp_path, "123")
     assert [v.missing for v in found] == ["refused", "refused", "budget"]
     with Journal(tmp_path / "journal.sqlite") as journal:
         assert JournalStore(journal).spent() == Spending(4000)

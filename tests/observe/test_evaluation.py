@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import re
+from argparse import Namespace
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from mappa.errors import JournalError
+from mappa.evaluate import _place
 from mappa.observe.evaluation import EvaluationResult, evaluation_text
 from mappa.observe.summary import Summary, read_summary, replace_file, write_summary
 
@@ -30,6 +32,20 @@ TRAINED = EvaluationResult(
     episodes=48,
     lost=2,
 )
+
+
+def test_every_way_to_measure_has_a_file_of_its_own(tmp_path: Path) -> None:
+    def place(version: str = "trained", tasks: str = "", samples: int = 0, *settings: str) -> str:
+        asked = Namespace(version=version, greedy=False, tasks=tasks, samples=samples, settings=settings)
+        found = _place(tmp_path, asked)
+        found.parent.mkdir(exist_ok=True)
+        found.touch()
+        return found.name
+
+    assert place("base") == "base-sampled.json"
+    ways = {place(), place(samples=8), place(tasks="jsonl:a.jsonl"), place(tasks="jsonl/a.jsonl"), place("/a/adapters")}
+    ways |= {place("/b/adapters"), place("/b_adapters"), place(tasks="x" * 500), place(tasks="x" * 501)}
+    assert len(ways) == 9
 
 
 def test_table_sets_the_two_side_by_side() -> None:

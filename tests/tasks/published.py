@@ -45,7 +45,7 @@ def write_dsbench(root: Path, name: str, *, kind: str, function: str, call: str,
     return folder
 
 
-def write_mlebench(root: Path, name: str, grader: str, *, kind: str = "classification", answers: str = "x") -> Path:
+def write_mlebench(root: Path, name: str, grader: str, *, kind: str = "classification", answers: str = "") -> Path:
     public, private = root / name / "prepared" / "public", root / name / "prepared" / "private"
     public.mkdir(parents=True)
     private.mkdir()
@@ -55,7 +55,8 @@ def write_mlebench(root: Path, name: str, grader: str, *, kind: str = "classific
     test[["row", "paid"]].to_csv(private / "test.csv", index=False)
     test[["row", "paid"]].assign(paid=0).to_csv(public / "sample_submission.csv", index=False)
     (public / "description.md").write_text(f"# {name}")
+    named = answers or f"answers: {name}/prepared/private/test.csv"
     (root / name / "config.yaml").write_text(
-        f"id: {name}\ndataset:\n  answers: {answers}\n\ngrader:\n  name: {grader}\n  grade_fn: y\n\npreparer: z\n"
+        f"id: {name}\ndataset:\n  {named}\n\ngrader:\n  name: {grader}\n  grade_fn: y\n\npreparer: z\n"
     )
     return public

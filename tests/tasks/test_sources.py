@@ -236,6 +236,7 @@ def test_dsbench_as_downloaded(tmp_path: Path, workspaces: Workspaces) -> None:
         ("performance = f1_score(a, b, pos_label=0)", None),
         ("performance = 1 - roc_auc_score(a, b)", None),
         ("performance = roc_auc_score(a, b) * 100", None),
+        ("performance = np.sqrt(mean_squared_error(a, b)) * 100", None),
         ("nothing = 1", None),
     ],
 )
@@ -252,16 +253,20 @@ def test_mlebench_as_prepared(tmp_path: Path, workspaces: Workspaces) -> None:
     root = tmp_path / "mle"
     write_mlebench(root, "loans", "auc-roc")
     write_mlebench(root, "words", "multi-class-log-loss")
-    write_mlebench(root, "many", "multi-class-classification-accuracy", answers="many/prepared/private/test.csv")
+    write_mlebench(root, "many", "multi-class-classification-accuracy")
+    write_mlebench(root, "plain", "accuracy", answers="description: x")
+    write_mlebench(root, "gone", "accuracy", answers="answers: gone/prepared/private/answers.csv")
     (root / "many/prepared/private/gold_submission.csv").write_text("row,paid\n")
     (write_mlebench(root, "lost", "accuracy").parents[1] / "config.yaml").unlink()
     found = read_source(f"mlebench:{root}", tmp_path)
-    loans, many = found.train
+    loans, many, plain = found.train
+    assert plain.id == "plain", "the only table there is meant where no answers are named"
     assert many.metric is not None and many.metric.name == "accuracy"
     assert loans.metric is not None
     assert (loans.metric.name, loans.metric.baseline, loans.metric.reference) == ("auc", 0.5, 1.0)
     why = {refused.task: refused.why for refused in found.refused}
     assert "multi-class-log-loss" in why["words"] and "no config.yaml of lost" in why["lost"]
+    assert "private/answers.csv is missing" in why["gone"], "another table is never taken for the one that is named"
     workspace = FolderWorkspace(tmp_path / "episode")
     answers = pd.read_csv(Path(loans.folder) / "private/answers.csv")
     answers.assign(paid=0.2 + answers["paid"] / 10).to_csv(workspace.folder / "submission.csv", index=False)
