@@ -24,7 +24,13 @@ class SGLangConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ] = 0
     gpus: Annotated[tuple[int, ...], doc("GPUs our servers run on, `tp` each")] = ()
     tp: Annotated[int, doc("GPUs of one server (tensor parallel)", ge=1)] = 1
-    ports: Annotated[tuple[int, int], doc("first and last port our servers may listen on")] = (30000, 39999)
+    ports: Annotated[
+        tuple[int, int],
+        doc(
+            "first and last port our servers may listen on; keep them out of the system's own range for outgoing "
+            "connections (net.ipv4.ip_local_port_range, on Linux from 32768), or a connection may hold a port just then"
+        ),
+    ] = (20000, 29999)
     args: Annotated[tuple[str, ...], doc("further arguments of our servers' sglang.launch_server")] = ()
     environment: Annotated[dict[str, str], doc("further environment variables of our servers")] = msgspec.field(
         default_factory=dict

@@ -31,6 +31,10 @@ def scores(count: int, weight: float) -> list[float]:
     return [-1.0 - 0.01 * i - abs(math.sin(weight)) for i in range(count)]
 
 
+class _Threads(ThreadingHTTPServer):
+    request_queue_size = 1024  # connections that come at once, as uvicorn would take them
+
+
 class FakeSGLang:
     """One server on a loopback port, on threads of its own."""
 
@@ -52,7 +56,8 @@ class FakeSGLang:
         self.facts: dict[str, Any] = {"version": "fake", "enable_lora": True, "max_lora_rank": 16, "dp_size": 1}
         self.tokenizer_shift = 0
         self.running = 0
-        self.http = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
+        self._counting = threading.Lock()
+        self.http = _Threads(("127.0.0.1", port), _handler(self))
         self.http.daemon_threads = True
         self.port = self.http.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -121,11 +126,13 @@ class FakeSGLang:
             meta["input_token_logprobs"] = [[score, token, None] for score, token in zip(scored, ids, strict=True)]
             return 200, {"meta_info": meta}
         self.seen.append(body)
-        self.running += 1
+        with self._counting:
+            self.running += 1
         while not self.gate.wait(0.01):
             if rid in self.aborted:
                 break
-        self.running -= 1
+        with self._counting:
+            self.running -= 1
         count = 2 if rid in self.aborted else params["max_new_tokens"]
         if rid in self.aborted:
             meta["finish_reason"] = {"type": "abort", "message": "Aborted"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ from mappa.sampler.sglang.canary import Canary
 from mappa.sampler.sglang.process import Launch, check_python
 from mappa.sampler.sglang.routing import Prefixes, blocks_of, choose
 from mappa.sampler.sglang.sampler import SGLangSampler
+from mappa.sampler.sglang.wire import Client
 from mappa.sampler.stopping import stops_at
 from mappa.types import Generation, SamplingParams
 from tests.sampler.fake_sglang import FakeSGLang, scores, total
@@ -421,6 +423,51 @@ def test_a_server_that_does_not_come_up_says_why(rig: Rig, launched: Launched) -
 
     with pytest.raises(ServerError, match="ended while it came up[\\s\\S]*CUDA out of memory"):
         asyncio.run(run())
+
+
+def test_a_request_that_meets_itself_has_met_no_server() -> None:
+    """Where a server's port is one that the system gives to outgoing connections, a connection to it can be given that
+    very port before the server listens: the client then reads its own request as the answer."""
+
+    async def run() -> None:
+        with socket.socket() as itself:
+            itself.bind(("127.0.0.1", 0))
+            itself.connect(itself.getsockname())
+            address, port = itself.getsockname()
+            await asyncio.to_thread(itself.sendall, b"GET /health_generate HTTP/1.1\r\n\r\n")
+            assert await asyncio.to_thread(itself.recv, 4) == b"GET "
+
+        async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(await reader.readuntil(b"\r\n\r\n"))
+            writer.close()
+
+        async with await asyncio.start_server(echo, address, port, reuse_address=True):
+            client = Client(f"http://{address}:{port}")
+            assert not await client.healthy(20)
+            await client.close()
+
+    asyncio.run(run())
+    assert max(SGLangConfig().ports) < 32768
+
+
+def test_one_server_takes_as_many_requests_as_come(servers: list[FakeSGLang]) -> None:
+    """SGLang is what batches: no request waits on this side for a connection."""
+
+    async def run() -> None:
+        server = servers[0]
+        server.adapters["solver@1"] = 0.0
+        server.gate.clear()
+        client = Client(server.url)
+        jobs = [
+            asyncio.create_task(client.generate(PROMPT, "solver@1", params(), [0], f"many/{i}", 60.0))
+            for i in range(250)
+        ]
+        await until(lambda: server.running == len(jobs))
+        server.gate.set()
+        await asyncio.gather(*jobs)
+        await client.close()
+
+    asyncio.run(run())
 
 
 TRAINER = """
