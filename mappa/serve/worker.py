@@ -8,6 +8,7 @@ the last pass took, so that neither side waits for the whole of the other.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 import time
@@ -65,11 +66,12 @@ class Worker:
         self._blank = ModelWeights({}, layers, rank=learn.rank, limit=learn.rank, alpha=1.0)
         self._gather = gather
         self._threads = threads
-        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[tuple[Callable[[], None], Job | None] | None] = queue.SimpleQueue()
+        """What the thread is to do, and who waits for it; None: stop."""
         self._lanes: dict[str, deque[Job]] = {}
         self._step: tuple[Step, list[tuple[str, Job]], Iterator[None]] | None = None
         self._writing: dict[Request, Job] = {}
-        self._failure: BaseException | None = None
+        self._ended: SamplerError | None = None
         self._thread = threading.Thread(target=self._run, name="serve-worker", daemon=True)
         self._thread.start()
 
@@ -83,7 +85,6 @@ class Worker:
 
     async def write(self, make: Callable[[], Request]) -> Request:
         """Have the continuation that `make` returns written, up to its end or until it is aborted."""
-        self._check()
         job = Job(make)
 
         def begin() -> None:
@@ -95,31 +96,33 @@ class Worker:
             self._writing[request] = job
             self.engine.waiting.append(request)
 
-        self._inbox.put(begin)
-        return await job.done
+        return await self._send(job, begin)
 
     def abort(self, prefix: str) -> None:
         """End the continuations whose id starts with `prefix`."""
-        self._inbox.put(lambda: self._written(self.engine.abort(prefix)))
+        self._inbox.put((lambda: self._written(self.engine.abort(prefix)), None))
 
     def health(self) -> None:
-        self._check()
+        """Raises SamplerError where the thread has ended."""
+        if self._ended is not None:
+            raise self._ended
 
     def close(self) -> None:
         self._inbox.put(None)
         self._thread.join()
 
     def _put(self, lane: str, job: Job) -> asyncio.Future[Any]:
-        self._check()
-        self._inbox.put(lambda: self._lanes.setdefault(lane, deque()).append(job))
-        return job.done
+        return self._send(job, lambda: self._lanes.setdefault(lane, deque()).append(job))
 
-    def _check(self) -> None:
-        if self._failure is not None or not self._thread.is_alive():
-            raise SamplerError(f"the server's worker stopped: {self._failure!r}; start the server again")
+    def _send(self, job: Job, begin: Callable[[], None]) -> asyncio.Future[Any]:
+        self._inbox.put((begin, job))
+        if self._ended is not None:  # looked at last: the thread may have ended before it could read this
+            job.fail(self._ended)
+        return job.done
 
     def _run(self) -> None:
         torch.set_num_threads(self._threads)
+        why = "it was closed"
         try:
             while self._take_messages():
                 self._run_calls()
@@ -127,11 +130,18 @@ class Worker:
                 self._train()
                 self._decode(time.monotonic() - started)
         except BaseException as error:  # noqa: BLE001 - whoever waits is told
-            self._failure = error
-        finally:
-            stopped = SamplerError(f"the server's worker stopped: {self._failure!r}")
-            for job in [*self._writing.values(), *(job for lane in self._lanes.values() for job in lane)]:
-                job.fail(stopped)
+            why = repr(error)
+        self._ended = SamplerError(f"the server's worker stopped: {why}; start the server again")
+        for job in [*self._writing.values(), *(job for lane in self._lanes.values() for job in lane), *self._unread()]:
+            job.fail(self._ended)
+
+    def _unread(self) -> Iterator[Job]:
+        """Who waits for what is still in the inbox."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                message = self._inbox.get_nowait()
+                if message is not None and message[1] is not None:
+                    yield message[1]
 
     def _take_messages(self) -> bool:
         """Carry out what was asked for; wait where there is nothing else to do. False: stop."""
@@ -143,7 +153,7 @@ class Worker:
                 return True
             if message is None:
                 return False
-            message()
+            message[0]()
 
     def _idle_for(self) -> float | None:
         """Seconds that may be waited for messages; None: for ever."""
