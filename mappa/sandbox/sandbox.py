@@ -42,6 +42,7 @@ class Sandbox:
         self.recycled = 0
         """How often a fresh server took over because the one before had run `recycle_after` executions."""
         self._patience = patience
+        self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(1, "sandbox")
         self.slots = asyncio.Semaphore(config.parallel or available_cores())
         self._server = server
@@ -117,7 +118,7 @@ class Sandbox:
             self._own(server.stop())
 
     def _own(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+        task = self._loop.create_task(work)  # not only while it runs: a workspace may be closed between two calls
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -92,7 +92,8 @@ def descendants(root: int) -> set[int]:
     return found - {root}
 
 
-def eventually(check: Callable[[], bool], seconds: float = 5.0) -> bool:
+def eventually(check: Callable[[], bool], seconds: float = 30.0) -> bool:
+    """Whether it comes true. A slow disk takes many seconds to remove what a test has made."""
     end = time.monotonic() + seconds
     while not check():
         if time.monotonic() > end:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import textwrap
 import time
 
 import pytest
 
-from tests.sandbox.conftest import CONFIG, Lab
+from tests.sandbox.conftest import CONFIG, TIERS, Lab
 
 
 def test_fork_bomb_meets_a_limit(any_lab: Lab) -> None:
@@ -26,6 +29,38 @@ def test_fork_bomb_meets_a_limit(any_lab: Lab) -> None:
     made = any_lab.literal(code)
     assert isinstance(made, int)
     assert 0 < made <= CONFIG.processes
+
+
+@pytest.mark.skipif(TIERS == ["landlock"] and os.geteuid() != 0, reason="executions share our user, and its count")
+def test_what_one_execution_has_running_is_not_counted_to_another(any_lab: Lab) -> None:
+    hoards = """
+        import os, time
+        try:
+            while True:
+                if os.fork() == 0:
+                    time.sleep(60)
+        except BlockingIOError:
+            time.sleep(4)
+    """
+    modest = """
+        import os, time
+        for _ in range(20):
+            if os.fork() == 0:
+                os._exit(0)
+            os.wait()
+            time.sleep(0.1)
+    """
+
+    async def both() -> list[str]:
+        spaces = [await any_lab.sandbox.workspace() for _ in range(2)]
+        results = await asyncio.gather(
+            *(space.run(textwrap.dedent(code)) for space, code in zip(spaces, (hoards, modest), strict=True))
+        )
+        for space in spaces:
+            space.close()
+        return [result.outcome for result in results]
+
+    assert any_lab.wait(both()) == ["ok", "ok"]
 
 
 def test_fork_bomb_that_never_stops_is_ended(any_lab: Lab) -> None:

@@ -14,9 +14,9 @@ from typing import NoReturn
 
 from . import syscalls as sys_
 from .command import command, execution_environment
-from .confine import Limits, Lock, limit_resources
+from .confine import Limits, Lock, become, limit_resources, tasks_of
 from .folders import HostFolders
-from .launch import EXECUTION_ID, SERVER_CODE, SYSTEM, SYSTEM_SETTINGS, WORKSPACE, interpreter_folders
+from .launch import EXECUTION_ID, SERVER_CODE, SYSTEM, SYSTEM_SETTINGS, WORKSPACE, execution_users, interpreter_folders
 
 _TRIAL = """
 import os
@@ -44,12 +44,15 @@ class Bubblewrap(HostFolders):
         tried = subprocess.run([*self._wrapper("/tmp"), *trial], capture_output=True, text=True, check=False)
         if tried.returncode:
             raise OSError(errno.EPERM, f"bubblewrap does not work here: {tried.stderr.strip()}")
-        super().__init__(limits, EXECUTION_ID if self._is_root else None)
+        super().__init__(limits, execution_users() if self._is_root else ())
 
     def enter(self, workspace: int, cpu_seconds: int) -> NoReturn:
         """Replace the calling process by one that runs `execute` inside."""
         sys_.prctl(sys_.PR_SET_PDEATHSIG, signal.SIGKILL)
-        inner = command(os.path.dirname(SERVER_CODE), "execute", f"{cpu_seconds} {self._limits.to_json()}")
+        user = self.user_of(workspace)
+        beside = tasks_of(user) if self._is_root else 0  # else it is in a user namespace, which counts for itself
+        settings = f"{user} {beside} {cpu_seconds} {self._limits.to_json()}"
+        inner = command(os.path.dirname(SERVER_CODE), "execute", settings)
         os.execve(self._program, [*self._wrapper(self._path(workspace)), *inner], execution_environment())
 
     def kill(self, pid: int, pidfd: int) -> None:
@@ -97,14 +100,11 @@ class Bubblewrap(HostFolders):
 
 def confine_execution(settings: str) -> None:
     """Inside bubblewrap, before the code is read: another user, rlimits, no capabilities, the filter."""
-    cpu_seconds, _, limits = settings.partition(" ")
+    user, beside, cpu_seconds, limits = settings.split(" ", 3)
     lock = Lock()
     if os.geteuid() == 0:
-        os.setgroups([])
-        os.setresgid(EXECUTION_ID, EXECUTION_ID, EXECUTION_ID)
-        os.setresuid(EXECUTION_ID, EXECUTION_ID, EXECUTION_ID)
-        sys_.prctl(sys_.PR_SET_DUMPABLE, 1)  # the change of user made /proc/self unreadable
-    limit_resources(Limits.from_json(limits), int(cpu_seconds))
+        become(int(user))
+    limit_resources(Limits.from_json(limits), int(cpu_seconds), beside=int(beside))
     lock.close()
 
 
@@ -112,7 +112,7 @@ class Nothing(HostFolders):
     """No isolation: a fork with rlimits, in its own session. Only for code one would run oneself."""
 
     def __init__(self, limits: Limits) -> None:
-        super().__init__(limits, owner=None)
+        super().__init__(limits)
 
     def enter(self, workspace: int, cpu_seconds: int) -> None:
         sys_.prctl(sys_.PR_SET_PDEATHSIG, signal.SIGKILL)

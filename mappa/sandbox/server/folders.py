@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import tempfile
+from collections.abc import Sequence
 
+from . import syscalls as sys_
 from .confine import Limits
 from .trees import TooDeepError, remove, sizes
 
@@ -13,23 +16,36 @@ from .trees import TooDeepError, remove, sizes
 class HostFolders:
     """The part of an isolation that keeps workspaces, for those that cannot mount anything.
 
-    Beside each workspace lies a folder for temporary files, which an isolation may use.
+    Beside each workspace lies a folder for temporary files, which an isolation may use. `users`: whom workspaces belong
+    to, one after the other; nobody but ourselves where there are none.
     """
 
-    def __init__(self, limits: Limits, owner: int | None) -> None:
+    def __init__(self, limits: Limits, users: Sequence[int] = ()) -> None:
         self.folder: str | None = tempfile.mkdtemp(prefix="mappa-sandbox-", dir="/tmp")
         self._limits = limits
-        self._owner = owner
+        self._users = users
+        self._removers: set[int] = set()
         os.chmod(self.folder, 0o711)
 
     def open_workspace(self, number: int) -> int:
         path = self._path(number)
-        self._make(path)
+        self._make(path, number)
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
 
     def close_workspace(self, number: int) -> None:
-        remove(self._path(number))
-        remove(self._temporary(number))
+        """Remove it, in a process that nobody waits for: code may have made so many folders that it takes a while."""
+        self._removers -= {pid for pid in self._removers if os.waitpid(pid, os.WNOHANG)[0]}
+        remover = os.fork()
+        if remover:
+            self._removers.add(remover)
+            return
+        try:
+            sys_.prctl(sys_.PR_SET_PDEATHSIG, signal.SIGKILL)  # the trainer removes what a lost server leaves
+            os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # else the trainer would not see that the server is lost
+            remove(self._path(number))
+            remove(self._temporary(number))
+        finally:
+            os._exit(0)
 
     def fork(self) -> int:
         return os.fork()
@@ -57,13 +73,17 @@ class HostFolders:
         """An empty folder for temporary files, in place of what an earlier execution left there."""
         path = self._temporary(workspace)
         remove(path)
-        self._make(path)
+        self._make(path, workspace)
         return path
 
-    def _make(self, path: str) -> None:
+    def user_of(self, workspace: int) -> int:
+        """Who executes there."""
+        return self._users[workspace % len(self._users)] if self._users else os.geteuid()
+
+    def _make(self, path: str, workspace: int) -> None:
         os.mkdir(path, 0o700)
-        if self._owner is not None:
-            os.chown(path, self._owner, self._owner)
+        if self._users:
+            os.chown(path, self.user_of(workspace), self.user_of(workspace))
 
     def _path(self, number: int) -> str:
         return f"{self.folder}/{number}"

@@ -24,7 +24,7 @@ from types import FrameType
 from typing import NoReturn
 
 from . import syscalls as sys_
-from .confine import Limits, Lock, limit_resources
+from .confine import Limits, Lock, become, limit_resources, tasks_of
 from .folders import HostFolders
 from .launch import (
     CAP_SETGID,
@@ -33,6 +33,7 @@ from .launch import (
     SYSTEM,
     SYSTEM_SETTINGS,
     are_mapped,
+    execution_users,
     has_capabilities,
     interpreter_folders,
 )
@@ -116,7 +117,7 @@ class Landlock(HostFolders):
             _check_user_of_executions()
         self._lock = Lock(shared=True)
         self._shown = (*SYSTEM, *SYSTEM_SETTINGS, *interpreter_folders())
-        super().__init__(limits, EXECUTION_ID if self._separate else None)
+        super().__init__(limits, execution_users() if self._separate else ())
 
     def enter(self, workspace: int, cpu_seconds: int) -> None:
         """Become a warden, whose child returns from here, shut in with one workspace."""
@@ -125,11 +126,8 @@ class Landlock(HostFolders):
         temporary = self.renew_temporary(workspace)
         os.chdir(self._path(workspace))
         if self._separate:
-            os.setgroups([])
-            os.setresgid(EXECUTION_ID, EXECUTION_ID, EXECUTION_ID)
-            os.setresuid(EXECUTION_ID, EXECUTION_ID, EXECUTION_ID)
-            sys_.prctl(sys_.PR_SET_DUMPABLE, 1)  # the change of user made /proc/self unreadable
-        beside = _tasks_of(os.geteuid())
+            become(self.user_of(workspace))
+        beside = tasks_of(os.geteuid())
         _become_warden(server)
         limit_resources(self._limits, cpu_seconds, beside=beside)
         os.environ.update(TMPDIR=temporary, HOME=temporary, MPLCONFIGDIR=temporary)
@@ -208,8 +206,8 @@ def _end_all(signal_number: int = 0, frame: FrameType | None = None) -> None:
 def _check_user_of_executions() -> None:
     if not has_capabilities(CAP_SETUID, CAP_SETGID):
         raise OSError(errno.EPERM, "root without the capabilities SETUID and SETGID")
-    become = f"import os; os.setgroups([]); os.setresgid(*[{EXECUTION_ID}] * 3); os.setresuid(*[{EXECUTION_ID}] * 3)"
-    trial = [sys.executable, "-I", "-B", "-c", f"{become}; import wave"]
+    change = f"import os; os.setgroups([]); os.setresgid(*[{EXECUTION_ID}] * 3); os.setresuid(*[{EXECUTION_ID}] * 3)"
+    trial = [sys.executable, "-I", "-B", "-c", f"{change}; import wave"]
     tried = subprocess.run(trial, capture_output=True, text=True, check=False, cwd="/")
     if tried.returncode:
         where = ", ".join(interpreter_folders()) or sys.prefix
@@ -218,16 +216,6 @@ def _check_user_of_executions() -> None:
             f"the user that executions become ({EXECUTION_ID}) cannot read the interpreter in {where}; "
             "use one that all users may read, or start mappa as the user it belongs to",
         )
-
-
-def _tasks_of(user: int) -> int:
-    """Processes and threads of a user; those that cannot be seen are none of that user's."""
-    count = 0
-    for name in os.listdir("/proc"):
-        with contextlib.suppress(OSError):  # ended meanwhile
-            if name.isdecimal() and os.stat(f"/proc/{name}").st_uid == user:
-                count += len(os.listdir(f"/proc/{name}/task"))
-    return count
 
 
 def _checked(result: int, what: str) -> int:

@@ -28,6 +28,8 @@ from .cgroup import claim
 from .syscalls import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_RDONLY, MS_REC, MS_REMOUNT, mount, unshare
 
 SERVER_ID, EXECUTION_ID = 65533, 65534
+_UNASSIGNED, _USERS = 0x70000000, 1 << 13
+"""Numbers that no distribution gives to users or containers, and how many of them one server takes."""
 """Users of the host (and groups) that the server and the executions become where root starts them."""
 
 WORKSPACES = "/workspaces"
@@ -95,6 +97,15 @@ def _identity() -> Identity:
     if not separate and _is_real_root():
         raise OSError(errno.EPERM, "root without the capabilities SYS_ADMIN, SETUID and SETGID")
     return Identity(uid, gid, separate)
+
+
+def execution_users() -> range:
+    """Whom root lets executions become on the host: another user in each workspace, so that what the kernel counts per
+    user, processes above all, is nobody else's. One for all where a container has no numbers for them."""
+    first = _UNASSIGNED + os.getpid() % (1 << 14) * _USERS
+    if are_mapped(first, first + _USERS - 1):
+        return range(first, first + _USERS)
+    return range(EXECUTION_ID, EXECUTION_ID + 1)
 
 
 def are_mapped(*numbers: int) -> bool:
