@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 SECRET = secrets.token_hex(16)
 CONFIG = SandboxConfig(
-    timeout=20.0, memory_mb=1024, file_mb=64, workspace_mb=96, workspace_files=500, processes=40, output_limit_mb=8
+    timeout=60.0, memory_mb=1024, file_mb=64, workspace_mb=96, workspace_files=500, processes=40, output_limit_mb=8
 )
 
 
@@ -34,7 +34,7 @@ class Lab:
 
     def __init__(self, config: SandboxConfig) -> None:
         self._runner = asyncio.Runner()
-        self._opened = Sandbox.open(config)
+        self._opened = Sandbox.open(config, patience=60.0)  # a machine where much else runs is not a server that hangs
         self.sandbox = self.wait(self._opened.__aenter__())
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
@@ -100,6 +100,16 @@ def eventually(check: Callable[[], bool], seconds: float = 30.0) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+async def begun(workspace: SandboxWorkspace, seconds: float = 30.0) -> None:
+    """Until the model's code has written the file `begun`."""
+    async with asyncio.timeout(seconds):
+        while True:
+            with contextlib.suppress(FileNotFoundError):
+                workspace.read("begun")
+                return
+            await asyncio.sleep(0.05)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ def run_elsewhere(
     through: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
     cwd: str = "/tmp",
-    timeout: float = 60,
+    timeout: float = 240,
 ) -> subprocess.CompletedProcess[str]:
     """Run the interpreter as `user` (None: as root) where every user can read it, wherever it is installed.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sandbox.conftest import TIERS, Lab, descendants
+from tests.sandbox.conftest import TIERS, Lab, begun, descendants
 
 SYSTEM_CALLS = """
 import ctypes, errno, os
@@ -144,11 +144,12 @@ def test_identity_of_an_execution(any_lab: Lab) -> None:
 def test_nothing_runs_as_root_of_the_host(lab: Lab) -> None:
     async def look() -> list[int]:
         workspace = await lab.sandbox.workspace()
-        running = asyncio.ensure_future(workspace.run("import time; time.sleep(1)"))
-        await asyncio.sleep(0.5)
+        code = "import time; open('begun', 'w').close(); time.sleep(50)"
+        running = asyncio.ensure_future(workspace.run(code))
+        await begun(workspace)
         users = _users_of_servers_and_executions()
-        await running
         workspace.close()
+        await running
         return users
 
     users = lab.wait(look())

@@ -21,7 +21,7 @@ def test_last_words_are_heard_by_one_who_sends_to_the_dead() -> None:
         theirs.send(json.dumps({"op": "failed"}).encode())
         theirs.close()
         channel.send({"op": "to nobody"}, [os.open("/dev/null", os.O_RDONLY)])
-        await asyncio.wait_for(ended.wait(), 5)
+        await asyncio.wait_for(ended.wait(), 60)
         channel.send({"op": "after the end"}, [os.open("/dev/null", os.O_RDONLY)])
         channel.close()
         return heard
@@ -47,7 +47,7 @@ def test_more_than_the_socket_holds_is_sent_in_order() -> None:
         sender, receiver = Channel(ours, hear, lambda: None), Channel(theirs, hear, lambda: None)
         for number in range(2000):
             sender.send({"number": number}, [os.open("/dev/null", os.O_RDONLY)])
-        await asyncio.wait_for(done.wait(), 10)
+        await asyncio.wait_for(done.wait(), 60)
         sender.close()
         receiver.close()
         return heard

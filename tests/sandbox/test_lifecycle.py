@@ -19,7 +19,7 @@ import pytest
 from mappa.config import SandboxConfig
 from mappa.errors import SandboxError
 from mappa.sandbox import Sandbox
-from tests.sandbox.conftest import TIERS, Lab, descendants, eventually, on_tiers
+from tests.sandbox.conftest import TIERS, Lab, begun, descendants, eventually, on_tiers
 
 BARE = SandboxConfig(preload=(), workspace_mb=16, parallel=2)
 
@@ -55,12 +55,23 @@ def test_server_killed_once_the_execution_is_tried_again(tier: str) -> None:
         async with Sandbox.open(msgspec.structs.replace(BARE, tier=tier)) as sandbox:
             workspace = await sandbox.workspace()
             workspace.put("given/in.txt", b"kept")
-            killer = asyncio.create_task(_kill_the_server_at_work(seen))
-            result = await workspace.run("import time; time.sleep(1); print(open('given/in.txt').read())")
+
+            async def kill() -> None:
+                await begun(workspace)
+                await _kill_the_server_at_work(seen)
+
+            killer = asyncio.create_task(kill())
+            # The first attempt stays until it is killed, however long that takes; the second one goes on.
+            result = await workspace.run(
+                "import os, time\n"
+                "if not os.path.exists('begun'): open('begun', 'w').close(); time.sleep(50)\n"
+                "print(open('given/in.txt').read())",
+                timeout=60.0,
+            )
             await killer
             assert (result.outcome, result.stdout) == ("ok", "kept\n")
             assert sandbox.restarts == 1
-            assert workspace.files() == {"given/in.txt": 4}
+            assert workspace.files() == {"begun": 0, "given/in.txt": 4}
 
     asyncio.run(main())
 
@@ -70,7 +81,7 @@ def test_server_killed_twice_is_a_sandbox_failure() -> None:
         seen = set(_servers(os.getpid()))
         async with Sandbox.open(BARE) as sandbox:
             workspace = await sandbox.workspace()
-            running = asyncio.create_task(workspace.run("import time; time.sleep(10)"))
+            running = asyncio.create_task(workspace.run("import time; time.sleep(30)", timeout=40))
             for _ in range(2):
                 await _kill_the_server_at_work(seen)
             result = await running
@@ -91,21 +102,26 @@ def test_trainer_killed_takes_everything_along(tier: str) -> None:
         async def main():
             async with Sandbox.open(SandboxConfig(preload=(), tier=sys.argv[1])) as sandbox:
                 workspace = await sandbox.workspace()
-                code = "import os, time; os.fork(); os.fork() or os.setsid(); time.sleep(60)"
-                running = asyncio.create_task(workspace.run(code, timeout=50))
-                await asyncio.sleep(1.5)
-                print("running", flush=True)
-                await running
+                code = "import os; os.fork(); os.fork() or os.setsid(); os.execlp('sleep', 'sleep', '90')"
+                await workspace.run(code, timeout=80)
         asyncio.run(main())
     """
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    with subprocess.Popen([sys.executable, "-c", program, tier], stdout=subprocess.PIPE, env=environment) as trainer:
-        assert trainer.stdout is not None
-        assert trainer.stdout.readline() == b"running\n"
+    with subprocess.Popen([sys.executable, "-c", program, tier], env=environment) as trainer:
+        assert eventually(lambda: len(_asleep(trainer.pid)) == 4, 60)  # the processes of the execution
         below = descendants(trainer.pid)
-        assert len(below) >= 5  # the server and what is around it, four processes of the execution
+        assert len(below) >= 5  # and the server, with what is around it
         trainer.kill()
     assert eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below))
+
+
+def _asleep(root: int) -> list[int]:
+    found = []
+    for pid in descendants(root):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/cmdline").read_bytes() == b"sleep\x0090\x00":
+                found.append(pid)
+    return found
 
 
 def test_cancelled_executions_end(lab: Lab) -> None:
@@ -128,14 +144,14 @@ def test_cancelled_executions_end(lab: Lab) -> None:
 def test_closing_a_workspace_ends_what_runs_in_it(lab: Lab) -> None:
     async def main() -> None:
         workspace = await lab.sandbox.workspace()
-        running = asyncio.create_task(workspace.run("while True: pass", timeout=10))
+        running = asyncio.create_task(workspace.run("while True: pass"))
         await asyncio.sleep(0.3)
         workspace.close()
         workspace.close()
         begin = time.monotonic()
         result = await running
         assert result.outcome == "killed"
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < 20  # not when its time is up
         with pytest.raises(SandboxError, match="closed"):
             await workspace.run("pass")
         with pytest.raises(SandboxError, match="closed"):
@@ -204,11 +220,12 @@ def test_two_hundred_at_once_leave_the_loop_free(lab: Lab) -> None:
         watcher.cancel()
         return found
 
-    threads = threading.active_count()
+    threads, begin = threading.active_count(), time.perf_counter()
     assert lab.wait(main()) == [f"a {number}\n" for number in range(200)]
     assert threading.active_count() <= threads + 1
     lags.sort()
-    assert lags[len(lags) * 95 // 100] < 0.05
+    # A loop that waited for executions would lag for much of the time; where the machine is busy, all of it stretches.
+    assert lags[len(lags) * 95 // 100] < max(0.05, (time.perf_counter() - begin) / 20)
 
 
 def test_neither_descriptors_nor_mounts_grow(lab: Lab) -> None:
@@ -221,15 +238,15 @@ def test_neither_descriptors_nor_mounts_grow(lab: Lab) -> None:
         await asyncio.gather(*(one("print('x')" if number % 3 else "1/0") for number in range(count)))
 
     def held() -> tuple[int, int, int]:
-        time.sleep(0.3)  # closing a workspace asks for it and does not wait
         (server, *_) = [pid for pid in _servers(os.getpid()) if _is_preloaded(pid)]
         mounts = len(Path(f"/proc/{server}/mounts").read_text().splitlines())
         return len(os.listdir("/proc/self/fd")), len(os.listdir(f"/proc/{server}/fd")), mounts
 
     lab.wait(many(10))
+    time.sleep(0.3)  # closing a workspace asks for it and does not wait
     before = held()
     lab.wait(many(150))
-    assert held() == before
+    assert eventually(lambda: all(now <= then for now, then in zip(held(), before, strict=True))), (held(), before)
 
 
 def _is_preloaded(pid: int) -> bool:
@@ -243,7 +260,7 @@ def test_a_fresh_server_takes_over_after_so_many_executions() -> None:
             (first,) = set(_servers(os.getpid())) - others
             kept = await sandbox.workspace()
             assert (await kept.run("open('kept.txt', 'w').write('1')")).created == {"kept.txt": 1}
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(100):
                 while not sandbox.recycled:
                     workspace = await sandbox.workspace()
                     assert (await workspace.run("print(1)")).stdout == "1\n"
@@ -290,11 +307,11 @@ def test_an_impossible_preload_is_told() -> None:
 def test_a_server_that_hangs_is_replaced() -> None:
     async def main() -> None:
         others = set(_servers(os.getpid()))
-        async with Sandbox.open(BARE, patience=0.5) as sandbox:
+        async with Sandbox.open(BARE, patience=2.0) as sandbox:
             workspace = await sandbox.workspace()
             (server,) = set(_servers(os.getpid())) - others
             os.kill(server, signal.SIGSTOP)
-            result = await workspace.run("print('after')", timeout=0.2)
+            result = await workspace.run("print('after')", timeout=3.0)
             assert (result.outcome, result.stdout) == ("ok", "after\n")
             assert sandbox.restarts == 1
             with contextlib.suppress(ProcessLookupError):

@@ -43,7 +43,7 @@ def test_probe_inside_an_event_loop() -> None:
 
 def test_unsafe_is_loud_and_works() -> None:
     async def main() -> Path:
-        config = SandboxConfig(unsafe=True, preload=(), timeout=5.0)
+        config = SandboxConfig(unsafe=True, preload=(), timeout=30.0)
         async with Sandbox.open(config) as sandbox:
             assert sandbox.report.tier == "unsafe"
             workspace = await sandbox.workspace()
