@@ -163,7 +163,7 @@ def test_two_ranks_give_the_bits_of_one(backend, tmp_path: Path, package_environ
     whole, stats = process_advantage(scores, offsets, groups, kl=kl, beta=0.1, backend=backend)
     commands = [[sys.executable, "-c", WORKER, str(rank), "2", str(tmp_path), backend] for rank in range(2)]
     ranks = [subprocess.Popen(command, env=package_environment) for command in commands]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    assert [rank.wait(timeout=280) for rank in ranks] == [0, 0]
     for rank in range(2):
         advantage, merged, spans = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
         assert torch.equal(merged, stats)

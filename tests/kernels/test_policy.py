@@ -174,7 +174,7 @@ def test_truncated_importance_sampling_by_hand():
 
 def test_given_entropy_is_what_is_reported():
     data = batch(10)
-    given_entropy = torch.rand(10)
+    given_entropy = torch.linspace(0.1, 2.0, 10)
     metrics = policy_loss(**data, entropy=given_entropy).metrics
     torch.testing.assert_close(metrics["entropy"], given_entropy.mean())
     assert not any(value.requires_grad for value in metrics.values())
