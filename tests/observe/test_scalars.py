@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -33,6 +34,7 @@ def test_a_resumed_run_replaces_the_steps_it_repeats(tmp_path: Path) -> None:
     with Scalars(tmp_path) as scalars:
         for number in (1, 2, 3):
             scalars.write(step(number, 1.0))
+    time.sleep(1.1)  # files are read in the order of their names, which begin with the second
     with Scalars(tmp_path, first_step=2) as scalars:
         scalars.write(step(2, 9.0))
     assert read(tmp_path)["score/modeler"] == [(1, 1.0), (2, 9.0)]
