@@ -166,6 +166,9 @@ def test_killed_while_saving_leaves_the_last_checkpoint_whole(tiny_model: Path, 
     assert process.stdout is not None
     while "ready" not in (line := process.stdout.readline()):
         assert line, "the saving process died"
+    while not any(path.name.startswith("step-") for path in tmp_path.iterdir()):
+        assert process.poll() is None, "the saving process died"
+        time.sleep(0.01)
     time.sleep(0.7)
     process.send_signal(signal.SIGKILL)
     process.wait()

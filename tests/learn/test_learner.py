@@ -218,7 +218,8 @@ def test_what_nobody_sampled_is_learned_by_its_likelihood(tiny_model: Path, loss
 
 def test_it_leaves_the_advantages_of_the_sampled_as_they_are(tiny_model: Path) -> None:
     config, samples = settings(tiny_model), make_samples(0)
-    kl = [torch.rand(len(sample.logprobs)) for sample in samples]
+    generator = torch.Generator().manual_seed(0)
+    kl = [torch.rand(len(sample.logprobs), generator=generator) for sample in samples]
     more = [*samples[:5], supervised(samples[3], 0.1), *samples[5:]]
     found = advantages_of(more, [*kl[:5], kl[3], *kl[5:]], config)
     assert found.pop(5).unique().tolist() == pytest.approx([0.1])
@@ -471,9 +472,10 @@ def test_logprobs_are_those_of_the_sampler(tiny_model: Path) -> None:
             tokens = (*tokens, *wrote.output_ids, 7, 8, 9)
         return Sample(role="modeler", tokens=tokens, spans=tuple(spans), logprobs=tuple(logprobs), rewards=(1.0, 0.0))
 
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for _, b in learner.adapters["modeler"].values():
-            b.normal_(std=0.05)
+            b.normal_(std=0.05, generator=generator)
     try:
         sample = asyncio.run(play())
     finally:
