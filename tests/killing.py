@@ -30,7 +30,7 @@ def config_file(folder: Path, model: Path) -> Path:
         f'name = "steady"\nmodel = "{model}"\ndtype = "float32"\nsystem = "tests.teams:SteadyTeam"\n'
         f'runs = "{folder}/runs"\n'
         f"steps = {STEPS}\nseed = 3\nthreads = 1\nsave_every = 2\n[sampler]\ntemperature = 1.0\nexact = true\n"
-        f"[rollout]\nepisodes = {EPISODES}\n"
+        f"[sandbox]\ntimeout = 120\n[rollout]\nepisodes = {EPISODES}\ndeadline = 3000\n"
         "[learn]\nrank = 4\nlr = 1e-2\nfirst_layer = 1\n[evaluate]\nsamples = 0\n"
     )
     return path

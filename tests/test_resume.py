@@ -11,7 +11,7 @@ import pytest
 
 from mappa.cli import main
 from mappa.observe.metrics import read_metrics
-from tests.killing import STEPS, Job, assert_same_adapters, check, config_file, run_killed
+from tests.killing import STEPS, Job, assert_same_adapters, check, config_file, run_killed, training_rows
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -72,8 +72,9 @@ def test_the_first_interrupt_finishes_what_is_under_way(untouched: Path, tiny_mo
     code, output = job.end()
     assert code == 130 and "stopping" in output and "goes on where this one was" in output, output
     assert list((tmp_path / "runs" / "steady" / "checkpoints").glob("step-*")), "the first step's update was not kept"
+    written = training_rows(job.journal)
     job = Job(config, ranks=1)
-    assert job.wait_for(STEPS * 4 * 3 + 30)
+    assert job.wait_for(max(STEPS * 4 * 3 + 30, written + 1))  # a row of its own: it is past its start
     job.process.send_signal(signal.SIGINT)
     time.sleep(0.05)
     job.process.send_signal(signal.SIGINT)

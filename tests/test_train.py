@@ -162,7 +162,7 @@ def test_an_interrupted_run_goes_on_from_its_last_step(tiny_model: Path, tmp_pat
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
         time.sleep(0.02)
     process.send_signal(how)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)  # it finishes what is under way
     if how == signal.SIGINT:
         assert process.returncode == 130 and "goes on where this one was" in output, output
     assert not (folder / "summary.json").exists()
@@ -173,11 +173,11 @@ def test_an_interrupted_run_goes_on_from_its_last_step(tiny_model: Path, tmp_pat
 
 def test_a_second_process_is_kept_out_of_a_running_folder(tiny_model: Path, tmp_path: Path) -> None:
     config = config_file(tmp_path, tiny_model)
-    first = start(config)
+    first = start(config, "steps=100")  # at work for as long as the second one takes to start
     while not (tmp_path / "runs" / "tiny" / "config.json").exists():
         assert first.poll() is None
         time.sleep(0.05)
-    code, output = run(config)
+    code, output = run(config, "steps=100")
     first.kill()
     first.communicate()
     assert code == 2 and "another process is at work" in output, output
