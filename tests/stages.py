@@ -79,7 +79,7 @@ class Theatre:
         replies: Mapping[str, Sequence[Reply]],
         *,
         coach: Coach | None = None,
-        deadline: float = 60.0,
+        deadline: float = 600.0,
         sandbox: SandboxConfig | None = None,
         outside: Mapping[str, OutsideModel] | None = None,
         max_actions: int = 64,

@@ -97,7 +97,7 @@ def test_formulas_are_compared_by_math_verify_in_the_sandbox() -> None:
     }
 
     async def compare() -> list[bool]:
-        async with Sandbox.open(SandboxConfig(preload=("math_verify",), timeout=15.0)) as sandbox:
+        async with Sandbox.open(SandboxConfig(preload=("math_verify",), timeout=60.0)) as sandbox:
             return [await same_answer(gold, given, sandbox.workspace) for gold, given in pairs]
 
     assert asyncio.run(compare()) == list(pairs.values())
