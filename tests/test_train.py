@@ -23,7 +23,7 @@ from mappa.run import learn_settings, tasks_of_step
 from mappa.types import Task
 
 # Several runs to their end each, on cores that other tests may share.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 ROOT = Path(__file__).resolve().parents[1]
 ROLES = ("data_engineer", "modeler", "analyst")
@@ -57,7 +57,7 @@ def start(config: Path, *arguments: str, ranks: int = 1) -> subprocess.Popen[str
 
 def run(config: Path, *arguments: str, ranks: int = 1) -> tuple[int, str]:
     process = start(config, *arguments, ranks=ranks)
-    output, _ = process.communicate(timeout=560)
+    output, _ = process.communicate(timeout=1500)
     return process.returncode, output
 
 

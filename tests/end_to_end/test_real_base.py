@@ -16,7 +16,7 @@ from mappa.tasks.quickstart import quickstart_folder
 from tests.test_train import ROLES, ROOT, check_finished, run
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_smollm2_learns_a_step(tmp_path: Path) -> None:
     tasks = tmp_path / "tasks"
     for split, count in (("train", 8), ("heldout", 1)):

@@ -16,6 +16,9 @@ import pytest
 
 from mappa import __version__
 
+# Builds and installations, each in processes of its own, on cores that other tests may share.
+pytestmark = pytest.mark.timeout(1200)
+
 ROOT = Path(__file__).parents[2]
 PROJECTS = {"mappa": ".", "mappa_kernels": "kernels"}
 """The folder that a distribution is built from."""
@@ -69,7 +72,7 @@ def pip(folder: Path, *arguments: str, **environment: str) -> str:
     """What pip said; it is given no index."""
     command = [sys.executable, "-m", "pip", *arguments, "--no-deps", "--no-index", "--disable-pip-version-check"]
     done = subprocess.run(
-        command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, timeout=280
+        command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, timeout=560
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout + done.stderr
@@ -89,7 +92,7 @@ def compute(wheel: Path) -> tuple[str, str]:
     pip(wheel.parent, "install", "--target", str(target), str(wheel))
     environment = {**os.environ, "PYTHONPATH": f"{target}:{sysconfig.get_path('purelib')}"}
     command = [sys.executable, "-S", "-c", LOG_PROB]  # -S: no editable installation
-    done = subprocess.run(command, cwd=target, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=target, env=environment, capture_output=True, text=True, timeout=560)
     assert done.returncode == 0, done.stderr
     found, obstacle = done.stdout.splitlines()
     file, backend, *late = found.split()
@@ -131,7 +134,7 @@ def test_without_torch_the_source_archive_still_makes_the_whole_wheel(checkout: 
     """As under pip's build isolation, which gives a build no torch."""
     folder = checkout / PROJECTS[project]
     command = [sys.executable, "-W", "ignore", "-c", WITHOUT_TORCH, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=560)
     assert done.returncode == 0, done.stderr
     (wheel,) = (folder / "made").glob("*.whl")
     assert wheel.name == f"{project}-{__version__}-py3-none-any.whl" and packaged(wheel) == sources(project)

@@ -17,6 +17,9 @@ from mappa.learn import Learner
 from tests.learn.helpers import ROLES, make_samples, relative_error
 from tests.learn.test_learner import settings
 
+# Programs in processes of their own, on cores that other tests may share.
+pytestmark = pytest.mark.timeout(900)
+
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {
     **os.environ,
@@ -104,7 +107,7 @@ def run(folder: Path, text: str, *arguments: object, launcher: tuple[str, ...] =
     (folder / "program.py").write_text(text)
     command = [sys.executable, *launcher, "program.py", *map(str, arguments)]
     done = subprocess.run(
-        command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=280, check=False
+        command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=850, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

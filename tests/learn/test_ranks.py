@@ -16,7 +16,7 @@ from tests.learn.helpers import Reference, relative_error
 from tests.learn.spread import STEPS, VARIANTS, all_samples
 from tests.learn.test_learner import settings
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,7 +32,7 @@ def torchrun(module: str, *arguments: str, world: int, **variables: str) -> tupl
         stderr=subprocess.STDOUT,
         text=True,
         cwd=ROOT,
-        timeout=560,
+        timeout=1500,
         check=False,
     )
     return done.returncode, done.stdout
