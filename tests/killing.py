@@ -24,7 +24,10 @@ TABLES = ("actions", "results", "verdicts")
 
 
 def config_file(folder: Path, model: Path) -> Path:
-    """A short run that is exact, so that two of it can be compared bit for bit."""
+    """A short run that is exact, so that two of it can be compared bit for bit.
+
+    On a busy machine too, nothing is given up that a quiet one would wait for: it would change what is learned.
+    """
     path = folder / "steady.toml"
     path.write_text(
         f'name = "steady"\nmodel = "{model}"\ndtype = "float32"\nsystem = "tests.teams:SteadyTeam"\n'

@@ -75,13 +75,7 @@ def coached(folder: Path, model: Path, tasks: Path, server: Server, budget: int 
 
 def patient(path: Path) -> Config:
     """On a busy machine too, nothing may be given up that a quiet one would wait for: two runs are compared."""
-    waits = (
-        "sandbox.timeout=120",
-        "rollout.deadline=3000",
-        "coach.chat.attempt_timeout=600",
-        "coach.chat.deadline=900",
-    )
-    return load_config(path, waits)
+    return load_config(path, ("coach.chat.attempt_timeout=600", "coach.chat.deadline=900"))
 
 
 @pytest.fixture(scope="module")

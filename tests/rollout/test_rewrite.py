@@ -86,7 +86,7 @@ def test_what_runs_and_does_better_where_the_first_one_stood_is_kept(task: Task,
     submit, fit = Scribe(_submit(task.target)), Scribe(_fit(task.kind, estimator))
 
     async def work() -> tuple[tuple[Rewrite, ...], tuple[Rewrite, ...], list[tuple[Rewrite, ...]]]:
-        async with Sandbox.open(SandboxConfig(parallel=1)) as sandbox:
+        async with Sandbox.open(SandboxConfig(parallel=1, timeout=120.0)) as sandbox:
             analyst = await tried(episode(task), task, rewriter(submit, sandbox.workspace))
             modeler = await tried(episode(task, analysts=9.0), task, rewriter(fit, sandbox.workspace, below=8.0))
             writers = [rewriter(Scribe(f"```python\n{code}\n```"), sandbox.workspace) for code in worse]
