@@ -234,7 +234,7 @@ class Server:
 
     def script(self, **script: Any) -> None:
         """Another script, and every count from zero."""
-        httpx.post(f"{self.address}/script", json=script).raise_for_status()
+        httpx.post(f"{self.address}/script", json=script, timeout=30).raise_for_status()
 
     def cpu_seconds(self) -> float:
         """What the endpoint has used of a core so far."""
