@@ -31,6 +31,7 @@ from mappa.sampler.sglang.sampler import SGLangSampler
 from mappa.sampler.sglang.wire import Client
 from mappa.sampler.stopping import stops_at
 from mappa.types import Generation, SamplingParams
+from tests.ports import free_port
 from tests.sampler.fake_sglang import FakeSGLang, scores, total
 
 TARGETS = ("q_proj", "v_proj")
@@ -151,7 +152,7 @@ def test_a_request_moves_when_its_server_dies(rig: Rig, servers: list[FakeSGLang
     async def run() -> None:
         for server in servers:
             server.gate.clear()
-        async with rig.sampler(*servers, start_timeout=1.0, health_timeout=1.0) as sampler:
+        async with rig.sampler(*servers) as sampler:
             jobs = [ask(sampler, "solver", f"e/{i}", (*PROMPT, i)) for i in range(12)]
             await until(lambda: sum(len(server.seen) for server in servers) == 12)
             assert all(server.seen for server in servers)
@@ -191,7 +192,7 @@ def test_a_hanging_server_is_left_by_deadline_and_by_health(rig: Rig, servers: l
 
 def test_a_server_that_comes_back_gets_the_adapters_before_any_request(rig: Rig) -> None:
     async def run() -> None:
-        first = FakeSGLang()
+        first = FakeSGLang(free_port())  # which nobody else is given while it is down
         async with rig.sampler(first) as sampler:
             first.die()
             waiting = ask(sampler, "solver", "e/0")
