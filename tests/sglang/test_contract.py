@@ -89,13 +89,13 @@ def test_versions_change_under_load_and_no_request_fails(fleet: Fleet) -> None:
                 await fleet.sampler.retire(before)
             done = len(results)
             await until(lambda done=done: len(results) > done + 12, 120)
+        await until(lambda: {name for name, _, _ in results} >= set(current.values()), 120)
         stop.set()
         await asyncio.gather(*streams)
         assert max(fleet.gap(name, asked, result, 0.7) for name, asked, result in results) <= TOLERANCE
-        assert {name for name, _, _ in results} >= set(current.values())
         # Old versions go from the servers, with their files, once their last request is done.
         for server in fleet.sampler.servers:
-            await until(lambda server=server: all(name in fleet.sampler._live for name in server.loaded), 30)
+            await until(lambda server=server: all(name in fleet.sampler._live for name in server.loaded), 120)
             present = await server.client.adapters(60)
             served = {fleet.sampler._live[name].served for name in server.loaded}
             assert {name for name in present if "@" in name} == served
@@ -113,7 +113,8 @@ def test_abort_and_cancellation_end_requests_on_the_server(fleet: Fleet) -> None
         jobs = [
             asyncio.create_task(fleet.sampler.generate(prompt(9), name, long, f"ep-1{c}/0")) for c in ("/", "0/", "1/")
         ]
-        await until(lambda: sum(server.load for server in fleet.sampler.servers) == 3, 30)
+        # One that draws the end at once is no longer counted.
+        await until(lambda: sum(server.load for server in fleet.sampler.servers) + sum(j.done() for j in jobs) == 3, 30)
         await asyncio.sleep(1.0)
         await fleet.sampler.abort("ep-1/")
         aborted = await jobs[0]
@@ -153,7 +154,7 @@ def test_a_server_killed_in_the_middle_loses_no_request_and_comes_back_complete(
         os.kill(pid, signal.SIGKILL)  # the process that computes; the one that speaks HTTP still lives
         results = await asyncio.gather(*jobs)
         assert max(fleet.gap(name, prompt(i), result, 0.7) for i, result in enumerate(results)) <= TOLERANCE
-        await until(lambda: victim.routable(name), 280)
+        await until(lambda: victim.routable(name), 900)
         assert victim.loaded == set(fleet.sampler._live)
         assert any("server 0 was lost" in notice for notice in fleet.notices)
         again = [fleet.sampler.generate(prompt(i), name, params(12), f"again/{i}") for i in range(12)]

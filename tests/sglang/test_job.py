@@ -36,10 +36,12 @@ def check_agreement(folder: Path) -> None:
 def test_two_ranks_train_on_two_servers(fleet: Fleet, tmp_path: Path) -> None:
     config = config_file(tmp_path, fleet.model)
     urls = [server.client.url for server in fleet.sampler.servers]
-    code, output = run(config, "sampler.max_context=1000", *overrides({"urls": urls}), ranks=2)
+    # The servers draw other texts in every run: so many that those of a role never all score the same.
+    own = ("sampler.max_context=1000", "rollout.episodes=12")
+    code, output = run(config, *own, *overrides({"urls": urls}), ranks=2)
     assert code == 0, output
     folder = tmp_path / "runs" / "tiny"
-    check_finished(folder, fleet.model, 2, 6)
+    check_finished(folder, fleet.model, 2, 12)
     check_agreement(folder)
 
 
