@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from mappa.config import Config, available_cores, describe, load_config
 from mappa.errors import MappaError
@@ -154,5 +154,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _end(status: int) -> NoReturn:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from mappa.learn.ranks import leave
+
+        leave(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _end(main())

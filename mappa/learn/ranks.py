@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -125,6 +126,17 @@ def raise_together(fault: MappaError | None) -> None:
 def barrier() -> None:
     if world_size() > 1:
         dist.barrier(group=_for_waiting())
+
+
+def leave(status: int = 0) -> NoReturn:
+    """End this process, one of several ranks, without the interpreter's shutdown.
+
+    gloo's threads outlive `destroy_process_group`, since DeepSpeed holds on to the groups. One that lets go of a tensor
+    late, after the shutdown began, aborts the process, and torchrun takes a run that is complete for a failed one.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _for_waiting() -> dist.ProcessGroup:

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from mappa.errors import LearnError
-from mappa.learn import Learner, LossBatch
+from mappa.learn import Learner, LossBatch, ranks
 from tests.learn.helpers import make_samples
 from tests.learn.test_learner import settings
 
@@ -28,7 +28,7 @@ def main() -> None:
             print(f"rank {rank} after {calls} passes: {error}", flush=True)
     assert not any(bool(b.any()) for adapter in learner.adapters.values() for _, b in adapter.values())
     dist.barrier()
-    dist.destroy_process_group()
+    ranks.leave()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from mappa.learn import Learner, Sample
+from mappa.learn import Learner, Sample, ranks
 from tests.learn.helpers import ROLES, make_samples
 from tests.learn.test_learner import settings
 
@@ -70,7 +70,7 @@ def main() -> None:
         base = sum(p.data.numel() for p in learner.base.model.parameters())
         torch.save({"adapters": weights, "base": base}, f"{out}/{variant}-{world}-{rank}.pt")
     dist.barrier()
-    dist.destroy_process_group()
+    ranks.leave()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from mappa.config import LearnConfig
 from mappa.errors import LearnError
-from mappa.learn import Learner
+from mappa.learn import Learner, ranks
 from mappa.learn.memory import (
     DEVICE_PARTS,
     GB,
@@ -146,7 +146,7 @@ def measure_two_ranks(folder: Path, out: Path) -> None:
         )
     (out / f"{torch.distributed.get_rank()}.json").write_text(json.dumps(measured))
     torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    ranks.leave()
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
