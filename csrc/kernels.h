@@ -83,6 +83,11 @@ struct Kernels {
   // sum[width][tokens] += slab' . shares, with shares [count][tokens].
   void (*add_rows)(int64_t width, int64_t count, const float* slab, const float* shares, float* sum);
 
+  // shares [count][tokens] in bfloat16, pairs of consecutive rows together: [ceil(count / 2)][tokens][2].
+  void (*pair)(int64_t count, const float* shares, uint16_t* pairs);
+  // out[columns][ld] = rows' for `count` rows of 16-bit values, `distance` apart; zeros from `count` to the next even.
+  void (*transpose)(int64_t count, int64_t columns, const uint16_t* rows, int64_t distance, uint16_t* out, int64_t ld);
+
   // Logits [rows][tokens] of vocabulary rows from `first` become d loss / d (logit * scale) * scale.
   void (*coefficients)(const TileState& state, const TileGradient& gradient, int64_t first, float* logits);
   // sum[rows][ld] += coefficients[rows][tokens] . states, with states [tokens][ld], ld a multiple of `tokens`.

@@ -15,6 +15,7 @@ constexpr int LANES = MAPPA_LANES;
 typedef float F __attribute__((vector_size(4 * MAPPA_LANES)));
 typedef int32_t I __attribute__((vector_size(4 * MAPPA_LANES)));
 typedef float UnalignedF __attribute__((vector_size(4 * MAPPA_LANES), aligned(4), may_alias));
+typedef int32_t UnalignedI __attribute__((vector_size(4 * MAPPA_LANES), aligned(2), may_alias));
 typedef uint16_t UnalignedH __attribute__((vector_size(2 * MAPPA_LANES), aligned(2), may_alias));
 typedef uint16_t H __attribute__((vector_size(2 * MAPPA_LANES)));
 
@@ -76,8 +77,39 @@ inline I narrow_half(F x) {
   const I small = bits < (113 << 23) ? subnormal : normal;
   return (bits >= 0x477ff000 ? special : small) | sign;
 }
+inline void store_whole(uint16_t* p, I x) { *reinterpret_cast<UnalignedI*>(p) = x; }  // both halves of each lane
 inline void store16(uint16_t* p, I x) {
   *reinterpret_cast<UnalignedH*>(p) = (UnalignedH)__builtin_convertvector(x, H);
+}
+
+// Lane j of the result is lane places[j] of a and b side by side.
+inline I shuffle(I a, I b, I places) {
+#ifdef __clang__
+  I out;
+  for (int j = 0; j < LANES; ++j) out[j] = places[j] < LANES ? a[places[j]] : b[places[j] - LANES];
+  return out;
+#else
+  return __builtin_shuffle(a, b, places);
+#endif
+}
+
+// Lane j of vector i becomes lane i of vector j: squares of 1, 2, 4, ... lanes change places across the diagonal.
+inline __attribute__((always_inline)) void transpose(I (&square)[LANES]) {
+#pragma GCC unroll 4
+  for (int side = 1; side < LANES; side *= 2) {
+    I upper{}, lower{};
+    for (int j = 0; j < LANES; ++j) {
+      upper[j] = j & side ? LANES + j - side : j;
+      lower[j] = j & side ? LANES + j : j + side;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; ++i)
+      if (!(i & side)) {
+        const I a = square[i], b = square[i + side];
+        square[i] = shuffle(a, b, upper);
+        square[i + side] = shuffle(a, b, lower);
+      }
+  }
 }
 
 }  // namespace mappa::MAPPA_ISA

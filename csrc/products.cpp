@@ -5,6 +5,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -21,6 +22,8 @@ class Float32Products final : public Products {
         size_(divide_up(weight_.columns, kernels.block) * kernels.stride),
         tiles_(token_tiles(kernels, hidden)),
         panel_(at::empty({panel, size_}, at::kFloat)) {}
+
+  int64_t rows() const override { return kernels_.rows; }
 
   void prepare(int64_t place, int64_t first) override {
     kernels_.pack(weight_, first, slab(place));
@@ -58,6 +61,12 @@ void emulated_brgemm(int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, 
     }
 }
 
+// Vocabulary rows of a slab of so many columns. The second product goes over its sums, [width][tokens], once per slab,
+// which costs as much as some hundred rows of it. And every tile reads the slab and its transpose anew: both together
+// are to stay in a quarter of a level-2 cache of 2 MiB, which two threads may share. A multiple of 32, the depth of one
+// AMX instruction.
+int64_t slab_rows(int64_t width) { return std::clamp<int64_t>((1 << 19) / (4 * width) / 32 * 32, 128, 512); }
+
 // Logits take the weight as it lies in memory; only the second product needs it transposed.
 class BFloat16Products final : public Products {
  public:
@@ -66,28 +75,27 @@ class BFloat16Products final : public Products {
       : kernels_(kernels),
         weight_(matrix(weight)),
         width_(divide_up(weight_.columns, 2) * 2),
+        rows_(slab_rows(std::max<int64_t>(1, width_))),
         emulate_(emulate),
         transposed_(transposed),
         pairs_(token_pairs(hidden)) {
-    if (transposed) panel_ = at::empty({panel, weight_.columns, kernels.rows}, at::kBFloat16);
+    if (transposed) panel_ = at::empty({panel, weight_.columns, rows_}, at::kBFloat16);
     if (width_ != weight_.columns || weight_.column_stride != 1)
-      copies_ = at::zeros({panel, kernels.rows, width_}, at::kBFloat16);
+      copies_ = at::zeros({panel, rows_, width_}, at::kBFloat16);
   }
 
+  int64_t rows() const override { return rows_; }
+
   void prepare(int64_t place, int64_t first) override {
-    const int64_t count = std::min<int64_t>(kernels_.rows, weight_.rows - first);
+    const int64_t count = std::min(rows_, weight_.rows - first);
     if (copies_.defined()) copy(first, count, copies(place));
     if (!transposed_) return;
     const auto [rows, ld] = slab(place, first);
-    BFloat* out = panel(place);
-    for (int64_t r0 = 0; r0 < kernels_.rows; r0 += 16)  // blocks of a few cache lines both ways
-      for (int64_t k = 0; k < weight_.columns; ++k)
-        for (int64_t r = r0; r < std::min<int64_t>(r0 + 16, kernels_.rows); ++r)
-          out[k * kernels_.rows + r] = r < count ? rows[r * ld + k] : BFloat(0);
+    kernels_.transpose(count, weight_.columns, bits(rows), ld, bits(panel(place)), rows_);
   }
 
   void logits(int64_t place, int64_t first, int64_t tile, float* logits) override {
-    const int64_t count = std::min<int64_t>(kernels_.rows, weight_.rows - first), n = kernels_.tokens;
+    const int64_t count = std::min(rows_, weight_.rows - first), n = kernels_.tokens;
     const auto [a, lda] = slab(place, first);
     product(count, n, width_, lda, false, a, pairs_.const_data_ptr<BFloat>() + tile * width_ * n, logits);
   }
@@ -95,10 +103,8 @@ class BFloat16Products final : public Products {
   void add_rows(int64_t place, int64_t, int64_t count, const float* shares, float* room, float* sum) override {
     const int64_t n = kernels_.tokens, even = divide_up(count, 2) * 2;
     auto* pairs = reinterpret_cast<BFloat*>(room);
-    for (int64_t r = 0; r < even; ++r)
-      for (int64_t t = 0; t < n; ++t)
-        pairs[(r / 2 * n + t) * 2 + r % 2] = r < count ? BFloat(shares[r * n + t]) : BFloat(0);
-    product(weight_.columns, n, even, kernels_.rows, true, panel(place), pairs, sum);
+    kernels_.pair(count, shares, bits(pairs));
+    product(weight_.columns, n, even, rows_, true, panel(place), pairs, sum);
   }
 
   void release() override {
@@ -140,13 +146,16 @@ class BFloat16Products final : public Products {
     return {source() + first * weight_.row_stride, weight_.row_stride};
   }
 
+  static uint16_t* bits(BFloat* values) { return reinterpret_cast<uint16_t*>(values); }
+  static const uint16_t* bits(const BFloat* values) { return reinterpret_cast<const uint16_t*>(values); }
+
   const BFloat* source() const { return static_cast<const BFloat*>(weight_.data); }
   BFloat* panel(int64_t place) const { return panel_.mutable_data_ptr<BFloat>() + place * panel_.stride(0); }
   BFloat* copies(int64_t place) const { return copies_.mutable_data_ptr<BFloat>() + place * copies_.stride(0); }
 
   const Kernels& kernels_;
   const Matrix weight_;
-  const int64_t width_;
+  const int64_t width_, rows_;
   const bool emulate_, transposed_;
   const at::Tensor pairs_;
   at::Tensor panel_, copies_;

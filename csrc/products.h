@@ -16,6 +16,8 @@ namespace mappa {
 class Products {
  public:
   virtual ~Products() = default;
+  // Vocabulary rows of a slab.
+  virtual int64_t rows() const = 0;
   // Convert or transpose the slab that begins at vocabulary row `first`.
   virtual void prepare(int64_t place, int64_t first) = 0;
   // logits [rows][tokens] of the slab at `place`, for tile `tile`.

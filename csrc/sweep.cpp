@@ -79,7 +79,7 @@ struct Work {
 
   // Vocabulary rows [first, first + count), which stand ready at `place`, against tiles [begin, end).
   void take(int64_t place, int64_t first, int64_t count, int64_t begin, int64_t end) const {
-    const int64_t area = static_cast<int64_t>(k.rows) * k.tokens, width = sums.size / k.tokens;
+    const int64_t area = products.rows() * k.tokens, width = sums.size / k.tokens;
     float* const logits = scratch.mutable_data_ptr<float>() + at::get_thread_num() * 3 * area;
     float *const weighted = sums.weighted ? logits + area : nullptr, *const room = logits + 2 * area;
     for (int64_t tile = begin; tile < end; ++tile) {
@@ -96,8 +96,9 @@ struct Work {
 // Few threads: each prepares every slab for itself, and none ever waits for another.
 void sweep_apart(const Work& work, int64_t vocabulary, int64_t grain) {
   at::parallel_for(0, work.states.size(), grain, [&](int64_t begin, int64_t end) {
-    for (int64_t first = 0; first < vocabulary; first += work.k.rows) {
-      const int64_t place = at::get_thread_num(), count = std::min<int64_t>(work.k.rows, vocabulary - first);
+    const int64_t place = at::get_thread_num(), rows = work.products.rows();
+    for (int64_t first = 0; first < vocabulary; first += rows) {
+      const int64_t count = std::min(rows, vocabulary - first);
       work.products.prepare(place, first);
       work.take(place, first, count, begin, end);
     }
@@ -107,15 +108,16 @@ void sweep_apart(const Work& work, int64_t vocabulary, int64_t grain) {
 
 // Many threads: they prepare a panel of slabs together, meet, and sweep it together.
 void sweep_together(const Work& work, int64_t vocabulary, int64_t panel) {
-  for (int64_t start = 0; start < vocabulary; start += panel * work.k.rows) {
-    const int64_t slabs = std::min(panel, divide_up(vocabulary - start, work.k.rows));
+  const int64_t rows = work.products.rows();
+  for (int64_t start = 0; start < vocabulary; start += panel * rows) {
+    const int64_t slabs = std::min(panel, divide_up(vocabulary - start, rows));
     at::parallel_for(0, slabs, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t place = begin; place < end; ++place) work.products.prepare(place, start + place * work.k.rows);
+      for (int64_t place = begin; place < end; ++place) work.products.prepare(place, start + place * rows);
     });
     at::parallel_for(0, work.states.size(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t place = 0; place < slabs; ++place) {
-        const int64_t first = start + place * work.k.rows;
-        work.take(place, first, std::min<int64_t>(work.k.rows, vocabulary - first), begin, end);
+        const int64_t first = start + place * rows;
+        work.take(place, first, std::min(rows, vocabulary - first), begin, end);
       }
       work.products.release();
     });
@@ -157,7 +159,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, std::optional<at::Ten
   if (entropy_direction) weighted = at::zeros({tiles, width, k.tokens}, at::kFloat);
   const Sums sums{direction ? mean.data_ptr<float>() : nullptr,
                   entropy_direction ? weighted.data_ptr<float>() : nullptr, width * k.tokens};
-  const Work work{k, *products, states, sums, at::empty({threads, 3, k.rows, k.tokens}, at::kFloat)};
+  const Work work{k, *products, states, sums, at::empty({threads, 3, products->rows(), k.tokens}, at::kFloat)};
   if (threads <= APART) {
     const int64_t tile_cost = std::max<int64_t>(1, vocabulary * width * k.tokens);
     sweep_apart(work, vocabulary, divide_up(SMALLEST_SHARE, tile_cost));

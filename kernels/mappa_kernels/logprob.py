@@ -196,8 +196,8 @@ def _combine(
     if grad_logprob is None:
         grad_logprob = torch.zeros_like(direction[:, 0])
     combined = direction.new_empty(direction.shape, dtype=dtype)
-    # On a CPU in pieces of a megabyte: the product in fp32 is never as large as the result.
-    step = len(direction) if direction.is_cuda else max(1, 2**18 // max(1, direction.shape[1]))
+    # On a CPU in pieces of 128 KiB: the product in fp32 is never as large as the result.
+    step = len(direction) if direction.is_cuda else max(1, 2**15 // max(1, direction.shape[1]))
     for start in range(0, len(direction), max(1, step)):
         rows = slice(start, start + step)
         part = direction[rows] * grad_logprob[rows, None]

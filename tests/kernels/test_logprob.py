@@ -76,7 +76,7 @@ def test_every_instruction_set_and_both_bf16_paths(core, instruction_set, path):
 @given(
     tokens=st.integers(0, 70),
     width=st.integers(1, 40),
-    vocabulary=st.sampled_from([1, 2, 5, 167, 168, 169, 336, 400]),
+    vocabulary=st.sampled_from([1, 2, 5, 167, 168, 169, 336, 511, 512, 513, 1030]),
     dtype=st.sampled_from(TYPES),
     backend=st.sampled_from(BACKENDS),
     trainable=st.booleans(),
