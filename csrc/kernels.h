@@ -62,7 +62,7 @@ struct LoraKernels {
 struct Kernels {
   const char* name;
   int tokens;  // of a tile
-  int rows;    // of a slab
+  int rows;    // of a slab of fp32
   int block;   // columns of the weight that stand together in a slab
   int64_t stride;  // floats from one block of columns to the next; a slab has ceil(width / block) of them
 

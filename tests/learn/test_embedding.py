@@ -78,7 +78,7 @@ import torch
 import torch.distributed as dist
 
 dist.init_process_group("gloo")
-from mappa.learn import Learner
+from mappa.learn import Learner, ranks
 from tests.learn.helpers import make_samples
 from tests.learn.test_learner import settings
 
@@ -95,7 +95,7 @@ weights = {
     for role, adapter in learner.adapters.items()
 }
 torch.save(weights, f"{sys.argv[2]}/rank{dist.get_rank()}.pt")
-dist.destroy_process_group()
+ranks.leave()
 """
 
 

@@ -35,7 +35,7 @@ def main() -> None:
     ranks.barrier()
     limits = {limit(dist.group.WORLD), limit(ranks._for_waiting())}
     print(f"rank {ranks.rank()} was there, and waits for {limits}", flush=True)
-    dist.destroy_process_group()
+    ranks.leave()
 
 
 if __name__ == "__main__":
