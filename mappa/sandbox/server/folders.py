@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import tempfile
+import traceback
 from collections.abc import Sequence
 
 from . import syscalls as sys_
@@ -35,17 +36,26 @@ class HostFolders:
     def close_workspace(self, number: int) -> None:
         """Remove it, in a process that nobody waits for: code may have made so many folders that it takes a while."""
         self._removers -= {pid for pid in self._removers if os.waitpid(pid, os.WNOHANG)[0]}
-        remover = os.fork()
+        try:
+            remover = os.fork()
+        except OSError:  # no room for a process: then it is done here
+            self._remove(number)
+            return
         if remover:
             self._removers.add(remover)
             return
         try:
             sys_.prctl(sys_.PR_SET_PDEATHSIG, signal.SIGKILL)  # the trainer removes what a lost server leaves
             os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # else the trainer would not see that the server is lost
-            remove(self._path(number))
-            remove(self._temporary(number))
-        finally:
-            os._exit(0)
+            self._remove(number)
+        except BaseException:  # noqa: BLE001 - whatever it is, the fork must not go on as a second server
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+
+    def _remove(self, number: int) -> None:
+        remove(self._path(number))
+        remove(self._temporary(number))
 
     def fork(self) -> int:
         return os.fork()

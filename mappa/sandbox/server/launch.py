@@ -28,9 +28,9 @@ from .cgroup import claim
 from .syscalls import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_RDONLY, MS_REC, MS_REMOUNT, mount, unshare
 
 SERVER_ID, EXECUTION_ID = 65533, 65534
+"""Users of the host (and groups) that the server and the executions become where root starts them."""
 _UNASSIGNED, _USERS = 0x70000000, 1 << 13
 """Numbers that no distribution gives to users or containers, and how many of them one server takes."""
-"""Users of the host (and groups) that the server and the executions become where root starts them."""
 
 WORKSPACES = "/workspaces"
 WORKSPACE = "/sandbox"
